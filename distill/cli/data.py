@@ -77,7 +77,16 @@ def export(
     no_system: Annotated[bool, typer.Option("--no-system", help="of rows: leave their system turn out")] = False,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", metavar="TYPE", help="of the student's weights: float16 (default), float32, q8_0 …"),
+        typer.Option("--dtype", metavar="TYPE", help="of the student's weights: float16 (default), bfloat16, float32"),
+    ] = None,
+    quantise: Annotated[
+        str | None,
+        typer.Option(
+            "--quantise",
+            metavar="TYPE",
+            help="of a GGUF: q8_0, q6_k, q5_k_m, q4_k_m; auto takes the smallest within"
+            " 0.01 nats per token (or --max-kl) of the student",
+        ),
     ] = None,
     max_kl: Annotated[
         float | None,
@@ -97,6 +106,6 @@ def export(
     from distill.formats import export as exporting
 
     for line in exporting.export(
-        run_folder, to=to, out=out, which=which, dtype=dtype, max_kl=max_kl, system=not no_system
+        run_folder, to=to, out=out, which=which, dtype=quantise or dtype, max_kl=max_kl, system=not no_system
     ):
         console.result(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +32,18 @@ MOST_LAYERS = 1000
 """Far more than any model has; a loader builds as many as the configuration says before it reads a weight."""
 
 _LAYERS = re.compile(r"(num|n)_(\w+_)?layers?|(en|de)coder_layers")
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder of a model: a path, or a Hub id that is complete in the Hub's cache; `None` where it is not here."""
+    path = Path(model).expanduser()
+    if model and path.is_dir():
+        return path
+    with suppress(ImportError, OSError, ValueError):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(model, local_files_only=True))
+    return None
 
 
 # Checks

@@ -41,7 +41,7 @@ def load_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     require_sound(folder)
-    with _only_data(folder, "configuration"):
+    with only_data(folder, "configuration"):
         return AutoConfig.from_pretrained(folder, **_DATA_ONLY)
 
 
@@ -52,7 +52,7 @@ def load_tokenizer(folder: Path, kind: str = "AutoTokenizer", *, gguf_file: str 
     if gguf_file is None:
         require_sound(folder)
     options = {} if gguf_file is None else {"gguf_file": gguf_file}
-    with _only_data(folder, "tokenizer"):
+    with only_data(folder, "tokenizer"):
         tokenizer = getattr(transformers, kind).from_pretrained(folder, **_DATA_ONLY, **options)
         tokenizer.encode("a")  # fails here, if its settings have other types
         if isinstance(tokenizer.chat_template, str) and not is_bounded(tokenizer.chat_template):
@@ -91,7 +91,7 @@ def load_model(folder: Path, kind: str, *, unused: tuple[str, ...] = (), **optio
     if "gguf_file" not in options:
         require_sound(folder)
         _require_no_adapter(folder)
-    with _only_data(folder, "model"):
+    with only_data(folder, "model"):
         if "gguf_file" not in options:
             _require_modest(folder, getattr(transformers, kind))
         model, report = getattr(transformers, kind).from_pretrained(
@@ -136,7 +136,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     _require_plain_adapter(folder / "adapter_config.json")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} has no adapter_model.safetensors; pickles, such as adapter_model.bin, are not read")
-    with warnings.catch_warnings(), _only_data(folder, "adapter"):
+    with warnings.catch_warnings(), only_data(folder, "adapter"):
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21
         warnings.filterwarnings("error", "Found missing adapter keys")  # PEFT would initialise them and go on
         return PeftModel.from_pretrained(model, folder)
@@ -157,7 +157,7 @@ def _require_plain_adapter(file: Path) -> None:
 
 
 @contextmanager
-def _only_data(folder: Path, what: str) -> Iterator[None]:
+def only_data(folder: Path, what: str) -> Iterator[None]:
     """Keep the libraries from fetching or running anything, and turn their errors into one line.
 
     Where one of its own calls leaves `trust_remote_code` open, such as for a part of a model, transformers asks on the

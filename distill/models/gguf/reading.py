@@ -17,6 +17,7 @@ from distill.core.bounded_memory import bounded_memory
 from distill.core.model_files import MOST_LAYERS
 from distill.errors import MissingPackage, ModelError
 from distill.models import pretrained
+from distill.models.gguf.neox import ARCHITECTURE, read_neox
 from distill.models.gguf.rope import llama3_parameters
 from distill.models.third_party import first_line
 
@@ -46,8 +47,11 @@ def read_gguf(gguf: Path) -> tuple[Any, Any]:
     _require_layers(gguf)
     model, tokenizer = _read(gguf)
     model.hf_quantizer = None  # the weights are dequantised, and transformers would refuse to cast and save GGUF ones
-    del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     _mend_rotary(model, gguf)
+    if _text(gguf, "tokenizer.ggml.model") == "llama":
+        _place_spaces(tokenizer, _after(gguf, b"tokenizer.ggml.add_space_prefix" + struct.pack("<I", 7), 1) != b"\0")
     _repair_tokenizer(tokenizer, _text(gguf, "tokenizer.ggml.pre"), model.config.max_position_embeddings)
     return model, tokenizer
 
@@ -62,6 +66,9 @@ def _read(gguf: Path) -> tuple[Any, Any]:
         try:
             with bounded_memory(MOST_BYTES + MOST_RATIO * gguf.stat().st_size):
                 tokenizer = pretrained.load_tokenizer(folder, kind, gguf_file=name)
+                if _text(gguf, "general.architecture") == ARCHITECTURE:
+                    with pretrained.only_data(folder, "model"):
+                        return read_neox(folder / name), tokenizer
                 model = pretrained.load_model(folder, "AutoModelForCausalLM", gguf_file=name, dtype=torch.float32)
         except ModelError as error:
             reason = first_line(error.__cause__, alone) if error.__cause__ else str(error).replace(alone, "it")
@@ -116,6 +123,15 @@ def _text(gguf: Path, key: str) -> str:
         return ""
     length = int.from_bytes(value[:8], "little")
     return value[8 : 8 + min(length, 64)].decode(errors="replace")
+
+
+def _place_spaces(tokenizer: Any, prefix: bool) -> None:
+    """Write ▁ as llama.cpp does: also before a text and behind each special token, or only for the spaces there are."""
+    from tokenizers import normalizers
+
+    steps = [normalizers.Prepend("▁")] if prefix else []
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    tokenizer.backend_tokenizer.pre_tokenizer = None
 
 
 def _repair_tokenizer(tokenizer: Any, pre: str, context: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from distill.errors import MissingPackage, ModelError
 from distill.models import chat_template
+from distill.models.gguf import quantising
 from distill.models.gguf.rope import head_size, llama3_factors, parameters_of
 from distill.models.gguf.vocabulary import Vocabulary, read_vocabulary
 
@@ -24,13 +25,9 @@ ARCHITECTURES = {
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "GPTNeoXForCausalLM": "gptneox",
 }
 """llama.cpp's names of the supported architectures."""
-DTYPES = ("float16", "float32", "q8_0")
-_FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7}
-"""`general.file_type`, in llama.cpp's numbering (`llama_ftype`)."""
-_BLOCK = 32
-"""Weights per block of Q8_0."""
 
 
 def write_gguf(
@@ -42,35 +39,43 @@ def write_gguf(
     name: str,
     dtype: str = "float16",
     watch: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write `model` (on the CPU, any float dtype) to `path`; `watch` gets the number of tensors written and of all.
+) -> dict[str, tuple[str, bool]]:
+    """Write `model` (on the CPU, any float dtype) to `path`; returns by tensor what `quantising.kind_of` gives.
 
-    `template` is a chat template (one of `chat_template.TEMPLATES`); `dtype` is one of `DTYPES`, for matrices: vectors
-    are always float32. Raises `ModelError` for an unsupported architecture, rotary scaling or tokenizer.
+    `template` is a chat template (one of `chat_template.TEMPLATES`); `dtype` is one of `quantising.DTYPES`, for
+    matrices: vectors are always float32. `watch` gets the number of tensors written and of all. Raises `ModelError` for
+    an unsupported architecture, rotary scaling or tokenizer, `MissingPackage` without a quantiser.
     """
     gguf = _package()
     require_supported(model.config, tokenizer)
+    quantising.require(dtype)
     config = model.config
     vocabulary = read_vocabulary(tokenizer, rows=model.get_input_embeddings().weight.shape[0])
     writer = gguf.GGUFWriter(path, ARCHITECTURES[type(model).__name__])
+    kinds = {}
     try:
         _describe(writer, config, name=name, dtype=dtype)
         _write_vocabulary(writer, vocabulary, tokenizer, template)
-        tensors = list(_names(model, gguf))
-        for file_name, weight in tensors:
-            _announce(writer, file_name, weight, dtype, gguf)
+        tensors = list(names_of(model))
         if (factors := llama3_factors(config)) is not None:
-            _announce(writer, "rope_freqs.weight", factors, "float32", gguf)
             tensors.append(("rope_freqs.weight", factors))
+        tied = bool(config.tie_word_embeddings)
+        for file_name, weight in tensors:
+            kinds[file_name] = quantising.kind_of(
+                file_name, tuple(weight.shape), dtype, layers=config.num_hidden_layers, tied=tied
+            )
+            _announce(writer, file_name, tuple(weight.shape), kinds[file_name][0], gguf)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for done, (file_name, weight) in enumerate(tensors, start=1):
-            writer.write_tensor_data(_values(file_name, _ordered(file_name, weight, config), dtype, gguf))
+            values = _ordered(file_name, weight, config).detach().float().cpu().contiguous().numpy()
+            writer.write_tensor_data(quantising.quantised(file_name, values, kinds[file_name][0]))
             if watch is not None:
                 watch(done, len(tensors))
     finally:
         writer.close()
+    return kinds
 
 
 def require_supported(config: Any, tokenizer: Any) -> None:
@@ -85,6 +90,14 @@ def require_supported(config: Any, tokenizer: Any) -> None:
     if scaling not in ("default", "llama3"):
         raise ModelError(f'no GGUF can be written of rotary scaling "{scaling}"; use --to merged')
     read_vocabulary(tokenizer, rows=len(tokenizer))
+
+
+def differences(config: Any) -> list[str]:
+    """What llama.cpp computes otherwise than transformers, in a file of this model."""
+    window = getattr(config, "sliding_window", None)
+    if ARCHITECTURES[config.architectures[0]] == "llama" and window and window < config.max_position_embeddings:
+        return [f"llama.cpp attends to all earlier tokens of this architecture, and the student to the last {window:,}"]
+    return []
 
 
 def _package() -> Any:
@@ -102,28 +115,36 @@ def _describe(writer: Any, config: Any, *, name: str, dtype: str) -> None:
     """Write sizes and settings of the architecture."""
     rope = parameters_of(config)
     writer.add_name(name)
-    writer.add_file_type(_FILE_TYPES[dtype])
+    writer.add_file_type(quantising.FILE_TYPES[dtype])
     writer.add_quantization_version(2)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count_kv(getattr(config, "num_key_value_heads", config.num_attention_heads))
     writer.add_key_length(head_size(config))
     writer.add_value_length(head_size(config))
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_rope_freq_base(float(rope["rope_theta"]))
-    writer.add_rope_dimension_count(head_size(config))
+    writer.add_rope_dimension_count(int(head_size(config) * rope.get("partial_rotary_factor", 1.0)))
+    if hasattr(config, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    else:
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+        writer.add_parallel_residual(config.use_parallel_residual)
 
 
 def _write_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Any, template: str) -> None:
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(list(vocabulary.tokens))
     writer.add_token_types(list(vocabulary.kinds))
-    writer.add_token_merges(list(vocabulary.merges))
+    if vocabulary.scores:
+        writer.add_token_scores(list(vocabulary.scores))
+        writer.add_add_space_prefix(vocabulary.space_prefix)
+    else:
+        writer.add_token_merges(list(vocabulary.merges))
     ends = chat_template.end_ids(template, tokenizer)
     special = {
         "bos": tokenizer.bos_token_id,
@@ -142,13 +163,15 @@ def _write_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Any, templ
 # Weights
 
 
-def _names(model: Any, gguf: Any) -> Iterator[tuple[str, Any]]:
+def names_of(model: Any) -> Iterator[tuple[str, Any]]:
     """Each tensor with its name in the file, tied ones once. Raises `ModelError` where llama.cpp has none."""
+    import gguf
+
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == ARCHITECTURES[type(model).__name__])
     names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
     tied = bool(model.config.tie_word_embeddings)
     for name, weight in model.state_dict().items():
-        if tied and name == "lm_head.weight":
+        if tied and name in ("lm_head.weight", "embed_out.weight"):
             continue
         file_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if file_name is None:
@@ -158,11 +181,12 @@ def _names(model: Any, gguf: Any) -> Iterator[tuple[str, Any]]:
 
 def _ordered(file_name: str, weight: Any, config: Any) -> Any:
     """The tensor with its rows in llama.cpp's order."""
-    if ARCHITECTURES[config.architectures[0]] != "llama":
-        return weight
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     part = file_name.split(".")[2] if file_name.startswith("blk.") else ""
-    return permuted(weight, heads[part]) if part in heads else weight
+    if part == "attn_qkv":
+        return parted(weight, config.num_attention_heads)
+    if ARCHITECTURES[config.architectures[0]] != "llama" or part not in ("attn_q", "attn_k"):
+        return weight
+    return permuted(weight, config.num_attention_heads if part == "attn_q" else config.num_key_value_heads)
 
 
 def permuted(weight: Any, heads: int) -> Any:
@@ -171,30 +195,18 @@ def permuted(weight: Any, heads: int) -> Any:
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
-def _announce(writer: Any, file_name: str, weight: Any, dtype: str, gguf: Any) -> None:
+def parted(weight: Any, heads: int) -> Any:
+    """A weight, heads · 3 · d × …, with query, key and value of each head, as all queries, all keys, all values."""
+    rows = weight.shape[0]
+    return weight.reshape(heads, 3, rows // heads // 3, *weight.shape[1:]).transpose(0, 1).reshape(weight.shape)
+
+
+def _announce(writer: Any, file_name: str, shape: tuple[int, ...], kind: str, gguf: Any) -> None:
     """Declare a tensor's shape and type, which come before all data in the file."""
-    kind = _kind(weight, dtype, gguf)
-    shape = tuple(weight.shape)
-    if kind == gguf.GGMLQuantizationType.Q8_0:
-        shape = gguf.quants.quant_shape_to_byte_shape(shape, kind)
-        size = math.prod(shape)
-        writer.add_tensor_info(file_name, shape, np.dtype("uint8"), size, raw_dtype=kind)
-    else:
-        name = "float32" if kind == gguf.GGMLQuantizationType.F32 else "float16"
-        writer.add_tensor_info(file_name, shape, np.dtype(name), math.prod(shape) * np.dtype(name).itemsize)
-
-
-def _kind(weight: Any, dtype: str, gguf: Any) -> Any:
-    kinds = gguf.GGMLQuantizationType
-    if weight.dim() < 2 or dtype == "float32":
-        return kinds.F32
-    return kinds.Q8_0 if dtype == "q8_0" and weight.shape[-1] % _BLOCK == 0 else kinds.F16
-
-
-def _values(file_name: str, weight: Any, dtype: str, gguf: Any) -> Any:
-    """The tensor as a NumPy array in its stored form; Q8_0 as bytes."""
-    kind = _kind(weight, dtype, gguf)
-    values = weight.detach().float().cpu().contiguous().numpy()
-    if kind == gguf.GGMLQuantizationType.F16 and abs(values).max() > 65_504:
-        raise ModelError(f"{file_name} has weights that float16 cannot hold; add --dtype float32")
-    return gguf.quants.quantize(values, kind)
+    if kind in ("F32", "F16"):
+        type_ = np.dtype("float32" if kind == "F32" else "float16")
+        writer.add_tensor_info(file_name, shape, type_, math.prod(shape) * type_.itemsize)
+        return
+    raw = gguf.GGMLQuantizationType[kind]
+    stored = gguf.quants.quant_shape_to_byte_shape(shape, raw)
+    writer.add_tensor_info(file_name, stored, np.dtype("uint8"), math.prod(stored), raw_dtype=raw)

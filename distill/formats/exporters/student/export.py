@@ -24,8 +24,9 @@ from distill.errors import ModelError, RecipeError, RunFolderError
 from distill.formats.exporters.student import adapter, merged, ollama
 from distill.formats.exporters.student.receipt import ExportDeviation, Limits, Reference, Watch, rows_of
 from distill.formats.exporters.student.source import StudentFolder, base_name, read_student
+from distill.formats.exporters.student.tensors import BYTES, left_out, require_space, weights_in
 from distill.models.device import free_memory
-from distill.models.gguf import writing
+from distill.models.gguf import quantising, writing
 from distill.models.gguf.reading import read_gguf
 from distill.models.template_check import SAVED, TemplateReport, by_template, check, dialogues_of
 from distill.run import model_card, students
@@ -43,7 +44,18 @@ _WHOLE = {
     "bfloat16": Limits(kl=2e-3, disagree=0.02),
     "float32": Limits(kl=1e-5, disagree=0.001),
 }
-_GGUF = {"float16": _WHOLE["float16"], "float32": _WHOLE["float32"], "q8_0": Limits(kl=2e-2, disagree=0.06)}
+_GGUF = {
+    "float16": _WHOLE["float16"],
+    "float32": _WHOLE["float32"],
+    "q8_0": Limits(kl=2e-2, disagree=0.06),
+    "q6_k": Limits(kl=5e-2, disagree=0.1),
+    "q5_k_m": Limits(kl=0.1, disagree=0.15),
+    "q4_k_m": Limits(kl=0.3, disagree=0.25),
+}
+AUTO = "auto"
+"""The smallest of `SMALLER` that is within `AUTO_LIMITS`."""
+SMALLER = ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "float16")
+AUTO_LIMITS = Limits(kl=0.01, disagree=1.0)
 """About ten times the measured effect of rounding the weights of a trained student (SmolLM2-135M, 24 of 30 layers,
 QLoRA; KL in nats per token, top-1 agreement of 1,116 tokens): float32 2.7e-9, 100%; float16 1.2e-6, 100%; bfloat16
 1.1e-4, 99.5%; q8_0 1.5e-3, 97.9%. The faults that they should catch cost far more: the same adapter merged into the
@@ -58,7 +70,8 @@ class Form:
     """By storage dtype; the first is the default."""
     require: Callable[[StudentFolder], None] | None
     """Raises `ModelError` for a student that cannot have this form, before any work."""
-    write: Callable[[StudentFolder, Path, str, Watch], None]
+    write: Callable[[StudentFolder, Path, str, Watch], list[str]]
+    """Writes into a folder in a dtype; returns remarks on what the export lacks."""
     load: Callable[[StudentFolder, Path], tuple[Any, Any]]
     """Model and tokenizer of the written export, loaded as by any user."""
 
@@ -72,20 +85,37 @@ def _require_ollama(student: StudentFolder) -> None:
     ollama.fixed_texts(student.template, student.tokenizer)
 
 
-def _write_gguf(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
-    writing.write_gguf(
+def _write_gguf(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> list[str]:
+    model = student.merged().cpu()
+    kinds = writing.write_gguf(
         folder / GGUF,
-        student.merged().cpu(),
+        model,
         student.tokenizer,
         template=student.template,
         name=student.name,
         dtype=dtype,
         watch=watch,
     )
+    return [
+        *_fallback(kinds, dtype),
+        *writing.differences(model.config),
+        *left_out(student.original, model.state_dict()),
+    ]
 
 
-def _write_ollama(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
-    _write_gguf(student, folder, dtype, watch)
+def _fallback(kinds: Mapping[str, tuple[str, bool]], dtype: str) -> list[str]:
+    counts, fell = quantising.counted(kinds)
+    if not fell:
+        return []
+    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return [
+        f"{fell} of {sum(counts.values())} matrices have another type than {dtype} gives them, as their rows are no"
+        f" multiple of its block: {told}"
+    ]
+
+
+def _write_ollama(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> list[str]:
+    remarks = _write_gguf(student, folder, dtype, watch)
     text = ollama.modelfile(
         GGUF,
         ollama.fixed_texts(student.template, student.tokenizer),
@@ -94,6 +124,7 @@ def _write_ollama(student: StudentFolder, folder: Path, dtype: str, watch: Watch
         about=f"{student.name}, a student trained with distill; README.md says what it is made of",
     )
     (folder / "Modelfile").write_text(text, encoding="utf-8")
+    return remarks
 
 
 def _load_gguf(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
@@ -121,35 +152,36 @@ def export_student(
 ) -> list[str]:
     """Write a run's student to the new folder `out`; returns the lines to report.
 
-    `to` is one of `FORMS`, `dtype` one of its `limits`; `max_kl` replaces the limit of nats per token. Raises
-    `RecipeError` for a dtype that the form does not have, `ModelError` for a student that cannot have the form and for
-    an export over a limit (it is left at OUT.failed), `RunFolderError` where nothing can be written.
+    `to` is one of `FORMS`, `dtype` one of its `limits`, or `auto` of a GGUF; `max_kl` replaces the limit of nats per
+    token. Raises `RecipeError` for a dtype that the form does not have, `ModelError` for a student that cannot have the
+    form and for an export over a limit (it is left at OUT.failed), `RunFolderError` where nothing can be written.
     """
     form = FORMS[to]
     dtype = dtype or next(iter(form.limits))
-    if dtype not in form.limits:
+    if dtype not in (*form.limits, *([AUTO] if form.limits is _GGUF else [])):
         raise RecipeError(f"--dtype {dtype}: {to} is written in {', '.join(form.limits)}")
-    limits = form.limits[dtype] if max_kl is None else replace(form.limits[dtype], kl=max_kl)
+    quantising.require(SMALLER[0] if dtype == AUTO else dtype)
     _require_free(run, out)
     name = str(read_record(run).get("name") or run.name)
     student = read_student(student_folder.current(run), name=name, system=_system(run))
     if form.require is not None:
         form.require(student)
     with building(out, faults=(SafetensorError,)) as folder:
-        outcome = _make(student, run, folder, to=to, dtype=dtype, progress=progress or Silent())
-        passed = outcome.comparison.within(limits)
-        receipt = _receipt(student, folder, to=to, dtype=dtype, outcome=outcome, limits=limits, passed=passed)
+        outcome = _make(student, run, folder, out, to=to, dtype=dtype, max_kl=max_kl, progress=progress or Silent())
+        place = out if outcome.passed else out.with_name(f"{out.name}.failed")
+        adapter.name_base(folder, place)
+        receipt = _receipt(student, folder, to=to, outcome=outcome)
         write_json(folder / RECEIPT, receipt)
         model_card.write(folder / "README.md", run, form=to, receipt=receipt)
-        _place(folder, out if passed else _failed(out))
+        _place(folder, place)
     for difference in outcome.checked.differences:
         if not difference.spelled:
             say(f"warning: {difference.line()}")
-    if not passed:
-        raise ModelError(
-            f"{_deviation_line(outcome.comparison, limits)}; the export is over its limit and was put at {_failed(out)}"
-        )
-    return _lines(out, to, dtype, outcome, limits)
+    for remark in outcome.remarks:
+        say(f"warning: {remark}")
+    if not outcome.passed:
+        raise ModelError(f"{_deviation_line(outcome)}; the export is over its limit and was put at {place}")
+    return _lines(out, to, outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +189,20 @@ class _Outcome:
     """Results of the checks of an export."""
 
     comparison: ExportDeviation
+    limits: Limits
+    dtype: str
+    computed_in: str
+    """The dtype in which the export computes when it is loaded without options."""
     checked: TemplateReport
     on: str
     """The rows that it was compared on."""
+    remarks: tuple[str, ...]
+    """What it lacks."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it keeps its limits."""
+        return self.comparison.within(self.limits)
 
 
 def _watch(progress: Progress, phase: int, to: str) -> Watch:
@@ -173,9 +216,18 @@ def _watch(progress: Progress, phase: int, to: str) -> Watch:
     return watch
 
 
-def _make(student: StudentFolder, run: Path, folder: Path, *, to: str, dtype: str, progress: Progress) -> _Outcome:
-    """Write the export into `folder` and compare it."""
-    form = FORMS[to]
+def _make(
+    student: StudentFolder,
+    run: Path,
+    folder: Path,
+    out: Path,
+    *,
+    to: str,
+    dtype: str,
+    max_kl: float | None,
+    progress: Progress,
+) -> _Outcome:
+    """Write the export into `folder` and compare it; with `auto`, in one dtype after another until one is close."""
     on, sessions = _sessions(run)
     rows = rows_of(sessions, student.template, student.tokenizer, context=student.context)
     if not rows:
@@ -183,21 +235,41 @@ def _make(student: StudentFolder, run: Path, folder: Path, *, to: str, dtype: st
             f"{run} has no held-out and no kept conversation to compare an export on; run curate again"
         )
     reference = Reference(folder / ".trained", rows)
+    require_space(out, _bytes(student, to, dtype) + reference.tokens * len(student.tokenizer) * 4)
     try:
-        watch = _watch(progress, 0, to)
-        reference.record(student.trained(), watch)
-        free_memory()
-        form.write(student, folder, dtype, _watch(progress, 1, to))
-        free_memory()
-        watch = _watch(progress, 2, to)
-        model, tokenizer = form.load(student, folder)
-        comparison = reference.compare(model, watch)
+        reference.record(student.trained(), _watch(progress, 0, to))
+        for stored in SMALLER if dtype == AUTO else (dtype,):
+            free_memory()
+            remarks = FORMS[to].write(student, folder, stored, _watch(progress, 1, to))
+            free_memory()
+            watch = _watch(progress, 2, to)
+            model, tokenizer = FORMS[to].load(student, folder)
+            comparison = reference.compare(model, watch)
+            computed_in = str(model.dtype).removeprefix("torch.")
+            limits = AUTO_LIMITS if dtype == AUTO else _limits(FORMS[to], stored, computed_in)
+            limits = limits if max_kl is None else replace(limits, kl=max_kl)
+            if comparison.within(limits):
+                break
     finally:
         reference.close()
     readings = {SAVED: by_template(tokenizer)}
-    dialogues = dialogues_of(sessions)
-    checked = check(dialogues, template=student.template, tokenizer=student.tokenizer, readings=readings)
-    return _Outcome(comparison, checked, on)
+    checked = check(dialogues_of(sessions), template=student.template, tokenizer=student.tokenizer, readings=readings)
+    return _Outcome(comparison, limits, stored, computed_in, checked, on, tuple(remarks))
+
+
+def _limits(form: Form, stored: str, computed_in: str) -> Limits:
+    """The limits of an export by the coarser of the dtypes that it is stored in and computes in."""
+    one, other = form.limits[stored], _WHOLE[computed_in]
+    return Limits(kl=max(one.kl, other.kl), disagree=max(one.disagree, other.disagree))
+
+
+def _bytes(student: StudentFolder, to: str, dtype: str) -> float:
+    """Approximate size of an export."""
+    adapter_bytes = sum(file.stat().st_size for file in student.folder.glob("adapter_*.safetensors"))
+    if to == "adapter" and base_name(student.info) is not None:
+        return adapter_bytes
+    per_weight = BYTES[SMALLER[-1] if dtype == AUTO else dtype]
+    return weights_in(student.weights, student.info["layers"]) * per_weight + adapter_bytes
 
 
 def _sessions(run: Path) -> tuple[str, list[Session]]:
@@ -236,10 +308,6 @@ def _require_free(run: Path, out: Path) -> None:
         )
 
 
-def _failed(out: Path) -> Path:
-    return out.with_name(f"{out.name}.failed")
-
-
 def _place(folder: Path, out: Path) -> None:
     """Rename a complete export to its final path, replacing an earlier failed one."""
     if out.name.endswith(".failed"):
@@ -253,21 +321,20 @@ def _place(folder: Path, out: Path) -> None:
 # Receipt and report
 
 
-def _receipt(
-    student: StudentFolder, folder: Path, *, to: str, dtype: str, outcome: _Outcome, limits: Limits, passed: bool
-) -> dict[str, Any]:
-    deviation = outcome.comparison
+def _receipt(student: StudentFolder, folder: Path, *, to: str, outcome: _Outcome) -> dict[str, Any]:
+    deviation, limits = outcome.comparison, outcome.limits
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {
         "format": to,
-        "dtype": dtype,
+        "dtype": outcome.dtype,
         "run": student.name,
         "student": student_fingerprint(student.folder),
         "base": base_name(student.info),
         "quantised": bool(student.info["quantised"]),
         "template": student.template,
         "end_tokens": student.end_tokens,
-        "passed": passed,
+        "passed": outcome.passed,
+        "remarks": list(outcome.remarks),
         "compared": {
             "on": outcome.on,
             "rows": deviation.rows,
@@ -276,7 +343,7 @@ def _receipt(
             "max_kl_nats": deviation.max_kl,
             "top1_agreement": deviation.top1_agreement,
             "limits": {"mean_kl_nats": limits.kl, "top1_agreement": 1 - limits.disagree},
-            "computed_in": "float32",
+            "computed_in": outcome.computed_in,
         },
         "train_serve": {
             "dialogues": outcome.checked.dialogues,
@@ -291,19 +358,20 @@ def _receipt(
     }
 
 
-def _deviation_line(deviation: ExportDeviation, limits: Limits) -> str:
+def _deviation_line(outcome: _Outcome) -> str:
+    deviation, limits = outcome.comparison, outcome.limits
     return (
         f"KL to the trained student {deviation.mean_kl:.2g} nats per token (limit {limits.kl:g}), the same most "
         f"probable token at {deviation.top1_agreement:.2%} of {deviation.tokens:,} (limit {1 - limits.disagree:.1%})"
     )
 
 
-def _lines(out: Path, to: str, dtype: str, outcome: _Outcome, limits: Limits) -> list[str]:
+def _lines(out: Path, to: str, outcome: _Outcome) -> list[str]:
     files = [file for file in out.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     alike = "the same tokens" if outcome.checked.alike else f"{len(outcome.checked.differences)} differences"
     return [
-        f"{out}: the student as {to}, {dtype}, {len(files)} files, {size / 1e6:,.1f} MB",
-        f"{_deviation_line(outcome.comparison, limits)}; {outcome.on}",
+        f"{out}: the student as {to}, {outcome.dtype}, {len(files)} files, {size / 1e6:,.1f} MB",
+        f"{_deviation_line(outcome)}, computed in {outcome.computed_in}; {outcome.on}",
         f"asked in {outcome.checked.dialogues} dialogues by the trainer and by the saved chat template: {alike}",
     ]

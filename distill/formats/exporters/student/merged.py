@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distill.core.files import read_json, write_json
 from distill.errors import ModelError
+from distill.formats.exporters.student.portable import rewrite_config, rewrite_tokenizer_config
 from distill.formats.exporters.student.receipt import Watch
 from distill.formats.exporters.student.source import FLOATS, StudentFolder
-from distill.models import chat_template, loading
+from distill.formats.exporters.student.tensors import left_out, tensor_names
+from distill.models import chat_template, loading, pretrained
 from distill.models.third_party import quietly
 
 SHARD = "4GB"
 """Largest size of a file of weights."""
+_FIVE_ALONE = "its rotary settings are written as transformers 5 alone reads them"
 
 
-def write_merged(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
-    """Write the student with its adapter merged. Raises `ModelError` where `dtype` cannot hold a weight."""
-    write_whole(student, student.merged(), folder, dtype)
+def write_merged(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> list[str]:
+    """Write the student with its adapter merged; returns remarks. Raises `ModelError` as `write_whole`."""
+    return write_whole(student, student.merged(), folder, dtype)
 
 
 def load_merged(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
-    """Model, in float32, and tokenizer, loaded as by any user."""
-    model = loading.load_causal(folder, dtype=torch.float32, device=student.device)
-    return model, loading.load_tokenizer(folder)
+    """Model and tokenizer as the card loads them: by `from_pretrained`, in its default dtype."""
+    model = pretrained.load_model(folder, "AutoModelForCausalLM", device_map={"": student.device})
+    return model.eval(), loading.load_tokenizer(folder)
 
 
-def write_whole(student: StudentFolder, model: Any, folder: Path, dtype: str) -> None:
+def write_whole(student: StudentFolder, model: Any, folder: Path, dtype: str) -> list[str]:
     """Write weights, configuration, end tokens, tokenizer and chat template into an existing folder.
 
-    Of the 16-bit types, float16 stores a merged weight more exactly; config.json then names bfloat16 to compute in,
-    which no activation overflows. Raises `ModelError` where `dtype` cannot hold a weight.
+    Returns remarks on what other programs lack. Raises `ModelError` where `dtype` cannot hold a weight.
     """
     _require_room(model, dtype)
     model = model.to(device="cpu", dtype=FLOATS[dtype])
@@ -44,9 +44,9 @@ def write_whole(student: StudentFolder, model: Any, folder: Path, dtype: str) ->
     _set_end_tokens(model, student)
     with quietly():
         model.save_pretrained(folder, max_shard_size=SHARD)
-    compute_dtype = "bfloat16" if dtype == "float16" else dtype
-    _rewrite(folder / "config.json", without=("_name_or_path", "_model_name_or_path"), dtype=compute_dtype)
     write_tokenizer(student, folder)
+    remarks = [] if rewrite_config(folder / "config.json", dtype) else [_FIVE_ALONE]
+    return remarks + left_out(student.original, tensor_names(folder))
 
 
 def write_tokenizer(student: StudentFolder, folder: Path) -> None:
@@ -54,13 +54,7 @@ def write_tokenizer(student: StudentFolder, folder: Path) -> None:
     student.tokenizer.chat_template = chat_template.jinja(student.template, student.tokenizer)
     with quietly():
         student.tokenizer.save_pretrained(folder)
-    _rewrite(folder / "tokenizer_config.json", without=("name_or_path", "is_local", "local_files_only"))
-
-
-def _rewrite(path: Path, *, without: Collection[str], **changes: str) -> None:
-    """Remove from a JSON file the keys that describe this machine, and set others."""
-    settings = {key: value for key, value in read_json(path).items() if key not in without}
-    write_json(path, {**settings, **changes})
+    rewrite_tokenizer_config(folder / "tokenizer_config.json", student.tokenizer)
 
 
 def _set_end_tokens(model: Any, student: StudentFolder) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from distill.core import model_files
 from distill.core.weights import read_base
 from distill.errors import ModelError
 from distill.models import chat_template, loading, pretrained
@@ -61,6 +62,11 @@ class StudentFolder:
     def weights(self) -> Path:
         """The folder with whole weights: its own, or that of its base."""
         return loading.materialise(str(self.info["model"])) if self.is_adapter else self.folder
+
+    @property
+    def original(self) -> Path | None:
+        """The folder of its base; `None` where that is not on this machine, as of a student that was trained whole."""
+        return self.weights if self.is_adapter else model_files.local_folder(str(self.info["model"]))
 
     @property
     def device(self) -> torch.device:
