@@ -32,6 +32,10 @@ SAID = (
 )
 
 
+USER = "<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"
+ANSWER = "<|im_start|>assistant\n"
+
+
 def go(cases: list[dict[str, Any]]) -> list[str]:
     """What Go's text/template makes of templates and values."""
     if shutil.which("node") is None or not (GO / "node_modules").is_dir():
@@ -80,6 +84,36 @@ def test_go_renders_every_template_as_jinja_does(template, bos):
 def test_go_renders_the_templates_of_well_known_families(name):
     found, expected = asked("own", families.byte_level(tokenizer(), families.FAMILIES[name]))
     assert found == expected
+
+
+LATER = [
+    [("system", "Be brief.")],
+    [("user", "Hi"), ("assistant", "Yo."), ("system", "Be rude."), ("user", "And?")],
+    [("user", "Hi"), ("assistant", "Yo."), ("system", "Be rude.")],
+]
+
+
+def test_a_system_turn_has_its_header_wherever_it_stands_and_a_turn_of_another_role_is_a_users():
+    found, expected = asked("chatml", tokenizer(), LATER)
+    assert found == expected
+    assert found[1].endswith("<|im_end|>\n<|im_start|>system\nBe rude.<|im_end|>\n" + USER)
+    (tool,), _ = asked("chatml", tokenizer(), [[("user", "Hi"), ("tool", "42"), ("user", "And?")]])
+    assert tool == "".join(f"<|im_start|>user\n{text}<|im_end|>\n" for text in ("Hi", "42", "And?")) + ANSWER
+
+
+@pytest.mark.parametrize("template", ["own", "vicuna", "alpaca"])
+def test_no_turn_is_glued_to_the_one_before_it(template):
+    """Whatever the roles, a turn is parted from an earlier one, and a prompt for the answer follows the last."""
+    from distill.formats.exporters.student.ollama import fixed_texts
+
+    for name in ("llama-3", "zephyr", "phi", "qwen", "gemma", "mistral"):
+        texts = fixed_texts(template, families.byte_level(tokenizer(), families.FAMILIES[name]))
+        for role in ("system", "user", "tool"):
+            turns = [Message("user", "Hi"), Message("assistant", "Yo."), Message(role, "42"), Message("user", "And?")]
+            said = texts.render(turns)
+            parts = [*said.replace("Yo.", "\0").replace("42", "\0").replace("And?", "\0").split("\0")]
+            assert len(parts) == 4
+            assert all(part.strip() for part in parts), (name, role, said)
 
 
 def test_a_template_without_a_place_for_a_system_turn_is_written_without_one():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,9 +21,14 @@ from distill.types import Message
 
 START = ""
 """Role before the first turn."""
+ROLES = ("system", "user", "assistant")
+"""Roles with texts of their own; a turn of another, such as `tool`, is written as a user's."""
 
 _LESSONS = (("user",), ("system", "user"), ("user", "assistant", "user"), ("system", "user", "assistant", "user"))
 """Roles of the conversations of sentinels; Ollama joins neighbours of one role."""
+_LATER_SYSTEM = (("user", "system", "user"), ("user", "assistant", "system", "user"), ("user", "assistant", "system"))
+_FURTHER = (*_LATER_SYSTEM, ("system",), ("user", "user"))
+"""Conversations that training does not have and clients send; many templates refuse them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +36,23 @@ class FixedTexts:
     """Fixed texts of a chat template around each message."""
 
     before: Mapping[tuple[str, str], str]
-    """By (role of the turn before, role): everything between the two contents."""
+    """By (role of the turn before, role): everything between the two contents; the template has them all."""
     asking: Mapping[str, str]
     """By role of the last turn: everything after it, up to where the answer starts."""
+    has_later_system: bool
+    """Whether a system turn has texts of its own behind other turns; otherwise it is written there as a user's."""
 
     def render(self, messages: Sequence[Message]) -> str:
         """A conversation up to its next answer, as the Go template renders it."""
-        roles = [START, *(message.role for message in messages)]
-        turns = zip(pairwise(roles), messages, strict=True)
-        return "".join(self.before[pair] + message.content for pair, message in turns) + self.asking[roles[-1]]
+        text, before = "", START
+        for message in messages:
+            role = self._role(message.role, before)
+            text, before = text + self.before[before, role] + message.content, role
+        return text + self.asking[before]
+
+    def _role(self, role: str, before: str) -> str:
+        is_own = role == "assistant" or (role == "system" and (self.has_later_system or before == START))
+        return role if is_own else "user"
 
 
 def fixed_texts(template: str, tokenizer: Tokenizer) -> FixedTexts:
@@ -50,24 +64,83 @@ def fixed_texts(template: str, tokenizer: Tokenizer) -> FixedTexts:
     before: dict[tuple[str, str], str] = {}
     asking: dict[str, str] = {}
     for roles in _LESSONS:
-        messages = [Message(role, f"\ue000{number}\ue001") for number, role in enumerate(roles)]
         try:
-            text = _rendered(messages, template, tokenizer)
+            found = _lesson(roles, template, tokenizer)
         except DistillError as error:
             if roles[0] == "system":
                 continue  # it has no place for a system turn
             raise ModelError(f"the chat template fails at {', '.join(roles)}: {error}") from error
-        for pair, message in zip(pairwise([START, *roles]), messages, strict=True):
-            between, content, text = text.partition(message.content)
-            if not content or before.setdefault(pair, between) != between:
-                raise _untranslatable()
-        if asking.setdefault(roles[-1], text) != text:
+        if found is None or not _learn(found, before, asking):
             raise _untranslatable()
-    texts = FixedTexts(before, asking)
-    for dialogue in examples(system=(START, "system") in before):
+    has_system = (START, "system") in before
+    for roles in _FURTHER:
+        with suppress(DistillError):
+            if found := _lesson(roles, template, tokenizer):
+                _learn(found, before, asking)
+    texts = FixedTexts(*_completed(before, asking))
+    for dialogue in examples(system=has_system):
         if texts.render(dialogue) != _rendered(dialogue, template, tokenizer):
             raise _untranslatable()
     return texts
+
+
+_Lesson = tuple[dict[tuple[str, str], str], tuple[str, str]]
+"""Texts by pair of roles, and the last role with the text behind it."""
+
+
+def _lesson(roles: Sequence[str], template: str, tokenizer: Tokenizer) -> _Lesson | None:
+    """The texts of one conversation; `None` where its contents are not found in order, or a pair has two texts."""
+    messages = [Message(role, f"\ue000{number}\ue001") for number, role in enumerate(roles)]
+    text = _rendered(messages, template, tokenizer)
+    before: dict[tuple[str, str], str] = {}
+    for pair, message in zip(pairwise([START, *roles]), messages, strict=True):
+        between, content, text = text.partition(message.content)
+        if not content or before.setdefault(pair, between) != between:
+            return None
+    return before, (roles[-1], text)
+
+
+def _learn(lesson: _Lesson, before: dict[tuple[str, str], str], asking: dict[str, str]) -> bool:
+    """Add a lesson's texts unless they contradict earlier ones."""
+    texts, (last, after) = lesson
+    fits = all(before.get(pair, text) == text for pair, text in texts.items()) and asking.get(last, after) == after
+    if fits:
+        before.update(texts)
+        asking[last] = after
+    return fits
+
+
+def _completed(
+    before: Mapping[tuple[str, str], str], asking: Mapping[str, str]
+) -> tuple[dict[tuple[str, str], str], dict[str, str], bool]:
+    """Texts for every pair of roles: where the template has none, those of the way through empty turns between."""
+    has_later = all((role, "system") in before for role in ("user", "assistant"))
+    whole = {
+        (earlier, now): _way(before, earlier, now)
+        for earlier in (START, *ROLES)
+        for now in ROLES
+        if earlier or now != "system" or (START, "system") in before
+    }
+    whole.setdefault((START, "system"), whole[START, "user"])
+    ends = {"system": _way(before, "system", "user") + asking["user"], "assistant": "", **asking}
+    return whole, ends, has_later
+
+
+def _way(before: Mapping[tuple[str, str], str], earlier: str, now: str) -> str:
+    """The text from one turn to another over the fewest empty turns; to a user's turn where no way leads."""
+    if not any(pair[0] == earlier for pair in before):
+        earlier = "user"
+    ways = {earlier: ""}
+    waiting = [earlier]
+    while waiting:
+        place = waiting.pop(0)
+        for (start, end), text in before.items():
+            if start == place and end == now:
+                return ways[place] + text
+            if start == place and end not in ways:
+                ways[end] = ways[place] + text
+                waiting.append(end)
+    return _way(before, earlier, "user")
 
 
 def _rendered(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> str:
@@ -88,11 +161,13 @@ def go_template(texts: FixedTexts) -> str:
     All texts are quoted strings, so nothing in them is read as an instruction. Go templates cannot trim, so earlier
     answers must be sent back unchanged.
     """
-    lines = ['{{- $before := "" -}}', "{{- range .Messages -}}"]
-    for word, role in zip(("if", "else if", "else if"), ("system", "user", "assistant"), strict=True):
-        lines.append(f'{{{{- {word} eq .Role "{role}" -}}}}')
+    where = 'eq .Role "system"' if texts.has_later_system else 'and (eq .Role "system") (eq $before "")'
+    lines = ['{{- $before := "" -}}', "{{- range .Messages -}}", '{{- $role := "user" -}}']
+    lines += [f'{{{{- if or (eq .Role "assistant") ({where}) -}}}}', "{{- $role = .Role -}}", "{{- end -}}"]
+    for word, role in zip(("if", "else if", "else if"), ROLES, strict=True):
+        lines.append(f'{{{{- {word} eq $role "{role}" -}}}}')
         lines += _cases({earlier: text for (earlier, now), text in texts.before.items() if now == role})
-    lines += ["{{- end -}}", "{{- .Content -}}", "{{- $before = .Role -}}", "{{- end -}}"]
+    lines += ["{{- end -}}", "{{- .Content -}}", "{{- $before = $role -}}", "{{- end -}}"]
     return "\n".join([*lines, *_cases(texts.asking)])
 
 

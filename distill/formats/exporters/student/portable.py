@@ -48,7 +48,17 @@ def _rewritten(settings: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         for key, value in settings.items()
         if key not in _MACHINE
     }
-    return {**kept, "dtype": dtype, "torch_dtype": dtype, **(_older_rope(settings) or {})}
+    older = {**_older_counts(settings), **(_older_rope(settings) or {})}
+    return {**kept, "dtype": dtype, "torch_dtype": dtype, **older}
+
+
+def _older_counts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of experts by its other name, which Qwen's families have in transformers 4."""
+    from transformers import CONFIG_MAPPING
+
+    kind = str(settings.get("model_type"))
+    names = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+    return {older: settings[now] for older, now in names.items() if "experts" in older and now in settings}
 
 
 def _older_rope(settings: Mapping[str, Any]) -> dict[str, Any] | None:
