@@ -12,14 +12,16 @@ from distill.compare.judge import REPLY_TOKENS
 from distill.compare.metrics.instructions import Instructions
 from distill.compare.prompts import of_file, of_metrics
 from distill.core.embedded import EMBEDDED
+from distill.core.model_files import local_folder
 from distill.curate.filters.judge import Judge
 from distill.engine.budget import BOUNDS
 from distill.engine.progress import PILOT
 from distill.expand.pool import ProposalCost
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
+from distill.models.gguf.support import obstacle
 from distill.pipeline.requirements import known_faults, warnings
-from distill.recipe import Asks, Compare, Judging, Recipe, Teacher
+from distill.recipe import Asks, Compare, Judging, Recipe, Student, Teacher
 from distill.run.layout import stages_of
 from distill.train.memory import SMOLLM2, Shape, estimate, shape_in, usual_pass
 from distill.train.trackers import require_trackers
@@ -220,17 +222,33 @@ def _training(recipe: Recipe) -> list[str]:
         return []
     require_trackers(recipe.train.options.report_to)
     layers = recipe.student.prune.layers if recipe.student.prune is not None else None
+    exports = [_exports(recipe.student, recipe.train.options.method)]
     shape = _shape(recipe.student.model, layers)
     if shape is None:
-        return ["train: memory unknown, the student's config.json is not on this machine"]
+        return ["train: memory unknown, the student's config.json is not on this machine", *exports]
     options = recipe.train.options
     gpu, cpu = (usual_pass(options, device, shape.layers) for device in DEVICES)
     return [
         f"train: {options.method} at a learning rate of {options.learning_rate:g} takes about "
         f"{estimate(shape, options, gpu).total / 1e9:.1f} GB on a GPU (passes of {gpu.tokens:,} tokens), "
         f"{estimate(shape, options, cpu).total / 1e9:.1f} GB on a CPU (of {cpu.tokens:,}); "
-        "`distill train --plan` measures it"
+        "`distill train --plan` measures it",
+        *exports,
     ]
+
+
+def _exports(student: Student, method: str) -> str:
+    """The forms in which `distill export` can write the student."""
+    whole = "merged" if method == "full" else "adapter, merged"
+    is_embedded = student.model in EMBEDDED
+    folder = None if is_embedded else local_folder(student.model)
+    if folder is None and not is_embedded:
+        return f"exports: {whole}; gguf and ollama depend on the student's model, which is not on this machine"
+    reason = obstacle(folder) if folder is not None else None
+    if reason is not None:
+        return f"exports: {whole}; {reason}"
+    ollama = "ollama (if its own template puts fixed texts around messages)" if student.template == "own" else "ollama"
+    return f"exports: {whole}, gguf, {ollama}"
 
 
 def _shape(model: str, layers: int | None) -> Shape | None:

@@ -49,6 +49,7 @@ def run_card(folder: Path, *, tokens: int, then: str = "") -> str:
 def test_an_export_is_the_trained_student_within_its_limits(exported, form):
     receipt = receipt_of(exported[form])
     assert (receipt["format"], receipt["dtype"], receipt["passed"]) == (form, "float16", True)
+    assert receipt["remarks"] == []
     compared = receipt["compared"]
     assert (compared["rows"], compared["on"]) == (len(HELD_OUT), "held-out rows")
     assert 0 <= compared["mean_kl_nats"] < compared["limits"]["mean_kl_nats"] / 10
@@ -73,12 +74,12 @@ def test_the_merged_student_runs_with_plain_transformers_and_stops(exported, who
     assert answer == greedy(whole_run, 64)
 
 
-def test_the_adapter_runs_with_plain_peft_which_finds_the_base_from_inside_the_folder(exported, run_folder):
-    from_inside = (
-        "import os\nfrom peft import AutoPeftModelForCausalLM\nos.chdir('FOLDER')\n"
-        "print(type(AutoPeftModelForCausalLM.from_pretrained('.').base_model.model).__name__)\n"
+def test_the_adapter_runs_with_plain_peft_which_finds_the_base_from_any_folder(exported, run_folder):
+    from_elsewhere = (
+        "import os\nfrom peft import AutoPeftModelForCausalLM\nos.chdir('/')\n"
+        "print(type(AutoPeftModelForCausalLM.from_pretrained('FOLDER').base_model.model).__name__)\n"
     )
-    printed = run_card(exported["adapter"], tokens=8, then=from_inside)
+    printed = run_card(exported["adapter"], tokens=8, then=from_elsewhere)
     assert printed == f"{greedy(run_folder, 8)}\nLlamaForCausalLM"
 
 
@@ -89,9 +90,9 @@ def test_the_merged_student_has_no_trace_of_quantisation_of_pickles_or_of_this_m
         for file in folder.rglob("*.json"):
             text = file.read_text()
             assert "quantization_config" not in text
-            assert "/pytest-" not in text
+            assert "/pytest-" not in text or file.name == "adapter_config.json"  # which names the base beside it
     config = json.loads((exported["merged"] / "config.json").read_text())
-    assert (config["num_hidden_layers"], config["dtype"]) == (2, "bfloat16")
+    assert (config["num_hidden_layers"], config["dtype"], config["torch_dtype"]) == (2, "float16", "float16")
     generation = json.loads((exported["merged"] / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (2, 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -103,7 +104,28 @@ KINDS = {
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "qwen3": ("Qwen3", {"head_dim": 128}),  # transformers reads no other from a GGUF file
+    "gpt_neox": (
+        "GPTNeoX",
+        {
+            "num_key_value_heads": 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5},
+        },
+    ),
 }
+
+
+def pieces(prepend: str) -> Any:
+    """A tokenizer whose merges are those that SentencePiece's pieces imply."""
+    from transformers.tokenization_utils_base import generate_merges
+
+    made = families.sentencepiece(families.FAMILIES["llama-2"], prepend=prepend)
+    info = json.loads(made.backend_tokenizer.to_str())
+    vocab, added = info["model"]["vocab"], {token["content"] for token in info["added_tokens"]}
+    plain = {piece: id_ for piece, id_ in vocab.items() if piece not in added and not piece.startswith("<0x")}
+    info["model"]["merges"] = generate_merges(plain, {piece: -float(id_) for piece, id_ in plain.items()})
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(info)), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def written(path: Any, kind: str, words: Any, **options: Any) -> Any:
@@ -155,6 +177,68 @@ def test_llama_cpp_splits_text_and_renders_chat_as_the_tokenizer_does(tmp_path, 
     rendered = [words.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
     begin = words.bos_token if bos else ""  # which llama.cpp takes off a text, for it puts it before the ids
     assert found["rendered"] == [text.removeprefix(begin) for text in rendered]
+
+
+@pytest.mark.parametrize("prepend", ["first", "always", "never"])
+@pytest.mark.parametrize("template", ["chatml", "vicuna"])
+def test_llama_cpp_asks_in_the_trained_pieces(tmp_path, prepend, template):
+    """Conversations have the ids of the training, whatever the tokenizer does with the space before a text."""
+    from distill.models import chat_template
+    from distill.models.gguf.reading import read_gguf
+    from distill.models.gguf.writing import write_gguf
+
+    words = pieces(prepend)
+    write_gguf(tmp_path / "m.gguf", model("Mistral", vocab_size=len(words), sliding_window=None), words,
+               template=template, name="tiny")  # fmt: skip
+    chats = [[{"role": m.role, "content": m.content} for m in turns] for turns in examples()]
+    rendered = llama_cpp.ask(tmp_path / "m.gguf", chats=chats)["rendered"]
+    trained = [chat_template.prompt_ids(turns, template, words) for turns in examples()]
+    assert llama_cpp.ask(tmp_path / "m.gguf", texts=rendered)["tokens"] == trained
+    again = read_gguf(tmp_path / "m.gguf")[1]
+    assert [again.encode(words.bos_token + text, add_special_tokens=False) for text in rendered] == trained
+
+
+MIXES = [
+    ("q8_0", "blk.0.attn_q.weight", (64, 96), ("Q8_0", False)),
+    ("q8_0", "blk.0.attn_q.weight", (64, 90), ("F16", True)),
+    ("q4_k_m", "blk.0.attn_norm.weight", (256,), ("F32", False)),
+    ("q4_k_m", "blk.0.attn_q.weight", (64, 256), ("Q4_K", False)),
+    ("q4_k_m", "blk.0.attn_v.weight", (64, 256), ("Q6_K", False)),  # the first eighth of 24 layers
+    ("q4_k_m", "blk.3.attn_v.weight", (64, 256), ("Q4_K", False)),
+    ("q4_k_m", "blk.5.ffn_down.weight", (64, 256), ("Q6_K", False)),  # each third one after it
+    ("q4_k_m", "blk.21.attn_qkv.weight", (64, 256), ("Q6_K", False)),  # the last eighth
+    ("q4_k_m", "blk.3.attn_k.weight", (64, 576), ("Q5_0", True)),
+    ("q5_k_m", "blk.3.attn_k.weight", (64, 576), ("Q5_1", True)),
+    ("q4_k_m", "token_embd.weight", (64, 576), ("Q8_0", True)),  # the output as well
+    ("q6_k", "blk.3.ffn_up.weight", (64, 256), ("Q6_K", False)),
+]
+"""As in llama.cpp's `llama_tensor_get_type_impl`, for a model of 24 layers with tied embeddings."""
+
+
+@pytest.mark.parametrize(("dtype", "name", "shape", "kind"), MIXES)
+def test_tensors_have_the_types_that_llama_cpp_gives_them(dtype, name, shape, kind):
+    from distill.models.gguf.quantising import kind_of
+
+    assert kind_of(name, shape, dtype, layers=24, tied=True) == kind
+
+
+def test_llama_cpp_reads_what_its_own_quantiser_made(tmp_path):
+    from distill.models.gguf.quantising import counted
+    from distill.models.gguf.reading import read_gguf
+    from distill.models.gguf.writing import write_gguf
+
+    llama_cpp.require()
+    words, ids = tokenizer(), torch.arange(40, 90)[None]
+    costs = {}
+    for dtype in ("q8_0", "q6_k", "q4_k_m"):
+        made = model(hidden_size=256, tie_word_embeddings=True)
+        kinds = write_gguf(tmp_path / "m.gguf", made, words, template="own", name="tiny", dtype=dtype)
+        with torch.no_grad():
+            ours, theirs = (one(ids).logits.log_softmax(-1) for one in (made, read_gguf(tmp_path / "m.gguf")[0]))
+        costs[dtype] = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
+        assert len(llama_cpp.ask(tmp_path / "m.gguf", prompts=[[40, 41]])["greedy"][0]) == 8
+    assert 0 < costs["q8_0"] < costs["q6_k"] < costs["q4_k_m"] < 0.5
+    assert counted(kinds) == ({"Q4_K": 8, "Q5_0": 1, "Q6_K": 5, "Q8_0": 1}, 2)
 
 
 def test_smaller_numbers_cost_little_and_the_file_shrinks(tmp_path):
@@ -223,9 +307,12 @@ def test_a_tokenizer_that_has_no_place_is_refused_in_one_line(tmp_path):
     unknown.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ModelError, match=r"splits text in a way that has no name here.*use --to merged"):
         read_vocabulary(unknown, rows=608)
-    pieces = families.sentencepiece(families.FAMILIES["llama-2"])
-    with pytest.raises(ModelError, match="only with byte-level BPE"):
-        read_vocabulary(pieces, rows=10_000)
+    greedy = families.sentencepiece(families.FAMILIES["llama-2"])
+    with pytest.raises(ModelError, match=r"would join [\d,]+ pairs of pieces that the tokenizer keeps apart"):
+        read_vocabulary(greedy, rows=10_000)
+    words = Tokenizer(models.Unigram())
+    with pytest.raises(ModelError, match="a tokenizer of type Unigram, only with BPE"):
+        read_vocabulary(transformers.PreTrainedTokenizerFast(tokenizer_object=words), rows=10)
     with pytest.raises(ModelError, match="the two do not belong together"):
         read_vocabulary(tokenizer(), rows=10)
 

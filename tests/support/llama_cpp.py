@@ -42,12 +42,17 @@ json.dump({
 """
 
 
-def ask(gguf: Path, *, texts: Any = (), prompts: Any = (), chats: Any = ()) -> dict[str, Any]:
-    """Ids of `texts`, eight greedy ids after `prompts` (lists of ids), and `chats` rendered by the file's template."""
+def require() -> None:
+    """Skip a test, or fail it with REQUIRE_LLAMA_CPP=1, where llama.cpp is not installed."""
     if find_spec("xllamacpp") is None:
         if os.environ.get("REQUIRE_LLAMA_CPP") == "1":
             pytest.fail("REQUIRE_LLAMA_CPP=1 but xllamacpp is not installed; pip install xllamacpp")
         pytest.skip("llama.cpp has NOT read the files: pip install xllamacpp")
+
+
+def ask(gguf: Path, *, texts: Any = (), prompts: Any = (), chats: Any = ()) -> dict[str, Any]:
+    """Ids of `texts`, eight greedy ids after `prompts` (lists of ids), and `chats` rendered by the file's template."""
+    require()
     asked = {"gguf": str(gguf), "texts": list(texts), "prompts": list(prompts), "chats": list(chats)}
     finished = subprocess.run(
         [sys.executable, "-c", _ASK], input=json.dumps(asked), capture_output=True, text=True, timeout=240, check=False

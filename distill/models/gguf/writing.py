@@ -7,6 +7,7 @@ query and key projections are written in another order (convert_hf_to_gguf.py, `
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,16 +19,8 @@ from distill.errors import MissingPackage, ModelError
 from distill.models import chat_template
 from distill.models.gguf import quantising
 from distill.models.gguf.rope import head_size, llama3_factors, parameters_of
+from distill.models.gguf.support import ARCHITECTURES, require_supported
 from distill.models.gguf.vocabulary import Vocabulary, read_vocabulary
-
-ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "GPTNeoXForCausalLM": "gptneox",
-}
-"""llama.cpp's names of the supported architectures."""
 
 
 def write_gguf(
@@ -47,9 +40,9 @@ def write_gguf(
     an unsupported architecture, rotary scaling or tokenizer, `MissingPackage` without a quantiser.
     """
     gguf = _package()
-    require_supported(model.config, tokenizer)
-    quantising.require(dtype)
     config = model.config
+    require_supported(config.to_dict(), json.loads(tokenizer.backend_tokenizer.to_str()))
+    quantising.require(dtype)
     vocabulary = read_vocabulary(tokenizer, rows=model.get_input_embeddings().weight.shape[0])
     writer = gguf.GGUFWriter(path, ARCHITECTURES[type(model).__name__])
     kinds = {}
@@ -76,20 +69,6 @@ def write_gguf(
     finally:
         writer.close()
     return kinds
-
-
-def require_supported(config: Any, tokenizer: Any) -> None:
-    """Raise `ModelError` for a model that cannot be written."""
-    name = (config.architectures or ["?"])[0]
-    if name not in ARCHITECTURES:
-        raise ModelError(
-            f"no GGUF can be written of a {name}; there is {', '.join(ARCHITECTURES)}: use --to merged, and llama.cpp's"
-            " own converter on that folder"
-        )
-    scaling = parameters_of(config).get("rope_type", "default")
-    if scaling not in ("default", "llama3"):
-        raise ModelError(f'no GGUF can be written of rotary scaling "{scaling}"; use --to merged')
-    read_vocabulary(tokenizer, rows=len(tokenizer))
 
 
 def differences(config: Any) -> list[str]:

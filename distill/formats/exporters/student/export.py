@@ -5,6 +5,7 @@ An export that is over a limit, or that is interrupted, is never left at the pat
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from distill.formats.exporters.student.tensors import BYTES, left_out, require_s
 from distill.models.device import free_memory
 from distill.models.gguf import quantising, writing
 from distill.models.gguf.reading import read_gguf
+from distill.models.gguf.support import require_supported
 from distill.models.template_check import SAVED, TemplateReport, by_template, check, dialogues_of
 from distill.run import model_card, students
 from distill.run.layout import FILES
@@ -77,7 +79,7 @@ class Form:
 
 
 def _require_gguf(student: StudentFolder) -> None:
-    writing.require_supported(student.config(), student.tokenizer)
+    require_supported(student.config().to_dict(), json.loads(student.tokenizer.backend_tokenizer.to_str()))
 
 
 def _require_ollama(student: StudentFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,16 @@ def write_whole(student: StudentFolder, model: Any, folder: Path, dtype: str) ->
 
 
 def write_tokenizer(student: StudentFolder, folder: Path) -> None:
-    """Write the tokenizer with the chat template that the student was trained with."""
+    """Write the tokenizer with the chat template that the student was trained with, and SentencePiece's own file.
+
+    llama.cpp's converter needs that file: without it, it gives all pieces one score.
+    """
     student.tokenizer.chat_template = chat_template.jinja(student.template, student.tokenizer)
     with quietly():
         student.tokenizer.save_pretrained(folder)
     rewrite_tokenizer_config(folder / "tokenizer_config.json", student.tokenizer)
+    if student.original is not None and (model := student.original / "tokenizer.model").is_file():
+        shutil.copyfile(model, folder / model.name)
 
 
 def _set_end_tokens(model: Any, student: StudentFolder) -> None:
