@@ -125,6 +125,30 @@ def test_llama_cpp_reads_the_exported_students_own_tokens(exported, run_folder):
     assert llama_cpp.ask(exported["ollama"] / "model.gguf", prompts=prompts)["greedy"] == expected
 
 
+def test_auto_takes_the_smallest_type_that_is_close_to_the_student(run_folder, tmp_path):
+    from distill.formats.exporters.student.export import SMALLER
+    from tests.support import llama_cpp
+
+    llama_cpp.require()
+    export(run_folder, to="gguf", dtype="auto", out=tmp_path / "auto")
+    receipt = receipt_of(tmp_path / "auto")
+    assert receipt["compared"]["mean_kl_nats"] <= 0.01 == receipt["compared"]["limits"]["mean_kl_nats"]
+    smaller = SMALLER[: SMALLER.index(receipt["dtype"])]
+    for dtype in smaller[-1:]:
+        with pytest.raises(ModelError, match="over its limit"):
+            export(run_folder, to="gguf", dtype=dtype, out=tmp_path / "less", max_kl=0.01)
+
+
+def test_without_llama_cpp_a_k_quant_is_refused_in_one_line_before_any_work(run_folder, tmp_path, monkeypatch):
+    from distill.models.gguf import quantising
+
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    quantising.quantiser.cache_clear()
+    with pytest.raises(MissingPackage, match=r"made by llama\.cpp's own quantiser.*or use --quantise q8_0"):
+        export(run_folder, to="gguf", dtype="q4_k_m", out=tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
 # What the limits catch
 
 
@@ -272,6 +296,7 @@ def test_another_kind_of_adapter_comes_out_whole(base, tmp_path):
     [
         ({"to": "gguf", "out": "x.gguf"}, RecipeError, "is the folder to make, with the file model.gguf in it"),
         ({"to": "merged", "dtype": "q8_0"}, RecipeError, "merged is written in float16, bfloat16, float32"),
+        ({"to": "gguf", "dtype": "q4"}, RecipeError, "gguf is written in float16, float32, q8_0, q6_k, q5_k_m, q4_k_m"),
         ({"to": "merged", "which": "test"}, RecipeError, "--which chooses rows"),
         (
             {"to": "openai", "dtype": "float32"},

@@ -114,17 +114,21 @@ KINDS = {
 }
 
 
-def pieces(prepend: str) -> Any:
-    """A tokenizer whose merges are those that SentencePiece's pieces imply."""
+def pieces(prepend: str, *, without: int = 0) -> Any:
+    """A tokenizer whose merges are those that SentencePiece's pieces imply, but for some, with a begin token."""
+    from tokenizers.processors import TemplateProcessing
     from transformers.tokenization_utils_base import generate_merges
 
     made = families.sentencepiece(families.FAMILIES["llama-2"], prepend=prepend)
     info = json.loads(made.backend_tokenizer.to_str())
     vocab, added = info["model"]["vocab"], {token["content"] for token in info["added_tokens"]}
     plain = {piece: id_ for piece, id_ in vocab.items() if piece not in added and not piece.startswith("<0x")}
-    info["model"]["merges"] = generate_merges(plain, {piece: -float(id_) for piece, id_ in plain.items()})
+    merges = generate_merges(plain, {piece: -float(id_) for piece, id_ in plain.items()})
+    info["model"]["merges"] = merges[without:]
+    words = Tokenizer.from_str(json.dumps(info))
+    words.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(info)), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
 
 
@@ -231,14 +235,14 @@ def test_llama_cpp_reads_what_its_own_quantiser_made(tmp_path):
     words, ids = tokenizer(), torch.arange(40, 90)[None]
     costs = {}
     for dtype in ("q8_0", "q6_k", "q4_k_m"):
-        made = model(hidden_size=256, tie_word_embeddings=True)
+        made = model(hidden_size=256, tie_word_embeddings=False)
         kinds = write_gguf(tmp_path / "m.gguf", made, words, template="own", name="tiny", dtype=dtype)
         with torch.no_grad():
             ours, theirs = (one(ids).logits.log_softmax(-1) for one in (made, read_gguf(tmp_path / "m.gguf")[0]))
         costs[dtype] = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
         assert len(llama_cpp.ask(tmp_path / "m.gguf", prompts=[[40, 41]])["greedy"][0]) == 8
     assert 0 < costs["q8_0"] < costs["q6_k"] < costs["q4_k_m"] < 0.5
-    assert counted(kinds) == ({"Q4_K": 8, "Q5_0": 1, "Q6_K": 5, "Q8_0": 1}, 2)
+    assert counted(kinds) == ({"Q4_K": 12, "Q5_0": 1, "Q6_K": 2, "Q8_0": 1}, 2)
 
 
 def test_smaller_numbers_cost_little_and_the_file_shrinks(tmp_path):
@@ -307,9 +311,8 @@ def test_a_tokenizer_that_has_no_place_is_refused_in_one_line(tmp_path):
     unknown.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ModelError, match=r"splits text in a way that has no name here.*use --to merged"):
         read_vocabulary(unknown, rows=608)
-    greedy = families.sentencepiece(families.FAMILIES["llama-2"])
     with pytest.raises(ModelError, match=r"would join [\d,]+ pairs of pieces that the tokenizer keeps apart"):
-        read_vocabulary(greedy, rows=10_000)
+        read_vocabulary(pieces("first", without=3), rows=10_000)
     words = Tokenizer(models.Unigram())
     with pytest.raises(ModelError, match="a tokenizer of type Unigram, only with BPE"):
         read_vocabulary(transformers.PreTrainedTokenizerFast(tokenizer_object=words), rows=10)

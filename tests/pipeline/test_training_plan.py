@@ -85,7 +85,8 @@ def test_check_forecasts_the_memory_of_training_by_the_same_formula_without_torc
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    line, loaded = finished.stdout.splitlines()[-2:]
+    line, exports, loaded = finished.stdout.splitlines()[-3:]
+    assert exports == "exports: adapter, merged, gguf, ollama"
     options = TrainOptions(method="lora", max_length=64)
     gpu, cpu = (estimate(SMOLLM2, options, usual_pass(options, device, 30)).total / 1e9 for device in ("cuda", "cpu"))
     assert line == (

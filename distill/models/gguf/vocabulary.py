@@ -116,11 +116,11 @@ def _ranks(merges: Iterable[tuple[str, str]]) -> dict[str, int]:
 
 
 def _adds_space(tokenizer: Any) -> bool:
-    """Whether text behind a special token starts with a space; without a begin token, whether any text does."""
-    alone, first = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", tokenizer.bos_token or ""))
-    if tokenizer.encode("a")[: len(first)] == first and first:
-        return bool(tokenizer.encode(tokenizer.bos_token + "a", add_special_tokens=False)[len(first) :] == alone)
-    return bool(tokenizer.convert_ids_to_tokens(alone[0]).startswith("▁"))
+    """Whether text behind the begin token starts with a space; without a begin token, whether any text does."""
+    begin = tokenizer.bos_token or ""
+    has_begin = bool(begin) and tokenizer.encode("a")[:1] == tokenizer.encode(begin, add_special_tokens=False)[:1]
+    ids = tokenizer.encode(f"{begin}a" if has_begin else "a", add_special_tokens=False)
+    return bool(tokenizer.convert_ids_to_tokens(ids[int(has_begin)]).startswith("▁"))
 
 
 # What llama.cpp can follow

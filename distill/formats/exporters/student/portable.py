@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -82,12 +83,12 @@ def _older_rope(settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _rope_parameters(settings: Mapping[str, Any]) -> Any:
+    """What transformers makes of a configuration, whose `rope_scaling` may still say `type`."""
     from transformers import AutoConfig
 
+    given = {key: copy.deepcopy(value) for key, value in settings.items() if value is not None}
     with suppress(AttributeError, KeyError, TypeError, ValueError):
-        return AutoConfig.for_model(
-            **{key: value for key, value in settings.items() if value is not None}
-        ).rope_parameters
+        return {key: value for key, value in AutoConfig.for_model(**given).rope_parameters.items() if key != "type"}
     return None
 
 

@@ -1,8 +1,8 @@
 """Verifies an exported student against the trained one; the numbers of the export's receipt.
 
 Both read the same held-out conversations, teacher-forced: at each token of the teacher's answers, including end tokens,
-the two distributions of the next token are compared. Everything is computed in float32, so that what is measured is the
-weights that were written, not the rounding of a runtime.
+the two distributions of the next token are compared. The trained student computes in float32, the export as it loads
+for its users: whole weights in their own dtype, a GGUF file in float32.
 """
 
 from __future__ import annotations

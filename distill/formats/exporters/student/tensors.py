@@ -53,8 +53,8 @@ def left_out(original: Path | None, written: Collection[str]) -> list[str]:
     parts = sorted({_INDEX.sub("#", name).split(".#.")[0] for name in lost})
     count = sum(map(math.prod, lost.values()))
     return [
-        f"{len(lost):,} tensors of the base are left out ({count / 1e6:,.1f} million weights: {', '.join(parts[:4])}"
-        f"{' …' if len(parts) > 4 else ''}), for the text model has no place for them"
+        f"left out of the base, as transformers does not load it: {', '.join(parts[:4])}"
+        f"{' …' if len(parts) > 4 else ''} ({count / 1e6:,.1f} million weights, tensors: {len(lost):,})"
     ]
 
 
