@@ -243,7 +243,7 @@ def _exports(student: Student, method: str) -> str:
     is_embedded = student.model in EMBEDDED
     folder = None if is_embedded else local_folder(student.model)
     if folder is None and not is_embedded:
-        return f"exports: {whole}; gguf and ollama depend on the student's model, which is not on this machine"
+        return f"exports: {whole}; gguf and ollama depend on the student's model, which is no folder on this machine"
     reason = obstacle(folder) if folder is not None else None
     if reason is not None:
         return f"exports: {whole}; {reason}"

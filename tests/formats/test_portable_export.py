@@ -105,6 +105,7 @@ def test_the_tokenizer_has_a_class_and_special_tokens_that_transformers_4_knows(
     assert found["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert "<|turn|>" in found["additional_special_tokens"]
     assert isinstance(found.get("extra_special_tokens", {}), dict)
+    assert found["model_input_names"] == ["input_ids", "attention_mask"]  # else `generate(**prompt)` fails there
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "In 2024<|turn|> the king<|im_end|>"
     assert again.encode(text) == words.encode(text)

@@ -55,7 +55,7 @@ def test_a_folder_says_why_it_has_no_gguf(tmp_path, name, tokenizer, more, reaso
             None,
             "lora",
             "chatml",
-            "exports: adapter, merged; gguf and ollama depend on the student's model, which is not",
+            "exports: adapter, merged; gguf and ollama depend on the student's model, which is no folder",
         ),
     ],
 )

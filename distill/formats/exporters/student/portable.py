@@ -99,5 +99,6 @@ def rewrite_tokenizer_config(path: Path, tokenizer: Any) -> None:
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     if (path.parent / "tokenizer.json").is_file():
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # takes tokenizer.json as it stands
+    settings["model_input_names"] = list(tokenizer.model_input_names)  # which in transformers 4 has token_type_ids
     settings["clean_up_tokenization_spaces"] = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
     write_json(path, settings)
