@@ -101,7 +101,7 @@ def quantiser() -> Callable[..., int]:
     long, pointer = ctypes.c_int64, ctypes.c_void_p
     function.argtypes = [ctypes.c_int, pointer, pointer, long, long, long, pointer]
     function.restype = ctypes.c_size_t
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def require(dtype: str) -> None:

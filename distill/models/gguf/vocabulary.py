@@ -194,10 +194,7 @@ _SETTINGS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "ByteLevel": lambda info: "of its own" if info["add_prefix_space"] else info["use_regex"],
     "Digits": lambda info: info["individual_digits"],
     "Metaspace": lambda info: info["prepend_scheme"] if info["replacement"] == "▁" else "of its own",
-    "Split": lambda info: _SPLIT_TEXTS.get((info["behavior"], info["invert"]), dict)(info["pattern"]),
+    "Split": lambda info: info["pattern"].get(_SPLIT_TEXTS.get((info["behavior"], info["invert"]))),
 }
-_SPLIT_TEXTS: Mapping[tuple[str, bool], Callable[[Mapping[str, str]], Any]] = {
-    ("Isolated", False): lambda pattern: pattern.get("Regex"),
-    ("MergedWithPrevious", False): lambda pattern: pattern.get("String"),
-}
-"""By behavior and `invert`."""
+_SPLIT_TEXTS = {("Isolated", False): "Regex", ("MergedWithPrevious", False): "String"}
+"""The kinds of patterns that a step of `_SPLITS` or `_SPACES` has, by behavior and `invert`."""
