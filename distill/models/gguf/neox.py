@@ -43,8 +43,8 @@ def read_neox(gguf_file: Path) -> Any:
     )
     model = GPTNeoXForCausalLM(config).float().eval()
     for name, weight in names_of(model):
-        stored = torch.from_numpy(dequantize(tensors[name].data, tensors[name].tensor_type).copy())
-        weight.copy_(_headwise(stored, heads) if ".attn_qkv." in name else stored)
+        values = torch.from_numpy(dequantize(tensors[name].data, tensors[name].tensor_type).copy())
+        weight.copy_(_headwise(values, heads) if ".attn_qkv." in name else values)
     return model
 
 

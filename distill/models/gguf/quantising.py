@@ -78,9 +78,9 @@ def quantised(name: str, values: NDArray[np.float32], kind: str) -> NDArray[Any]
         return result
     type_ = gguf.GGMLQuantizationType[kind]
     rows, width = values.size // values.shape[-1], values.shape[-1]
-    stored = np.empty(gguf.quants.quant_shape_to_byte_shape(values.shape, type_), dtype=np.uint8)
-    quantiser()(type_.value, values.ctypes.data, stored.ctypes.data, 0, rows, width, None)
-    return stored
+    target = np.empty(gguf.quants.quant_shape_to_byte_shape(values.shape, type_), dtype=np.uint8)
+    quantiser()(type_.value, values.ctypes.data, target.ctypes.data, 0, rows, width, None)
+    return target
 
 
 @cache

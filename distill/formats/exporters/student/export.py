@@ -111,10 +111,10 @@ def _fallback(kinds: Mapping[str, tuple[str, bool]], dtype: str) -> list[str]:
     counts, fell = quantising.counted(kinds)
     if not fell:
         return []
-    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    types = ", ".join(f"{name} {count}" for name, count in counts.items())
     return [
         f"{fell} of {sum(counts.values())} matrices have another type than {dtype} gives them, as their rows are no"
-        f" multiple of its block: {told}"
+        f" multiple of its block: {types}"
     ]
 
 
@@ -242,12 +242,12 @@ def _make(
     require_space(out, _bytes(student, to, dtype) + reference.tokens * len(student.tokenizer) * 4)
     try:
         reference.record(student.trained(), _watch(progress, 0, to))
-        for stored in SMALLER if dtype == AUTO else (dtype,):
+        for storage in SMALLER if dtype == AUTO else (dtype,):
             free_memory()
-            remarks = FORMS[to].write(student, folder, stored, _watch(progress, 1, to))
+            remarks = FORMS[to].write(student, folder, storage, _watch(progress, 1, to))
             free_memory()
             comparison, computed_in, tokenizer = _compared(student, folder, reference, to, _watch(progress, 2, to))
-            limits = AUTO_LIMITS if dtype == AUTO else _limits(FORMS[to], stored, computed_in)
+            limits = AUTO_LIMITS if dtype == AUTO else _limits(FORMS[to], storage, computed_in)
             limits = limits if max_kl is None else replace(limits, kl=max_kl)
             if comparison.within(limits):
                 break
@@ -255,7 +255,7 @@ def _make(
         reference.close()
     readings = {SAVED: by_template(tokenizer)}
     checked = check(dialogues_of(sessions), template=student.template, tokenizer=student.tokenizer, readings=readings)
-    return _Outcome(comparison, limits, stored, computed_in, checked, on, tuple(remarks))
+    return _Outcome(comparison, limits, storage, computed_in, checked, on, tuple(remarks))
 
 
 def _compared(
@@ -266,9 +266,9 @@ def _compared(
     return reference.compare(model, watch), str(model.dtype).removeprefix("torch."), tokenizer
 
 
-def _limits(form: Form, stored: str, computed_in: str) -> Limits:
+def _limits(form: Form, storage: str, computed_in: str) -> Limits:
     """The limits of an export by the coarser of the dtypes that it is stored in and computes in."""
-    one, other = form.limits[stored], _WHOLE[computed_in]
+    one, other = form.limits[storage], _WHOLE[computed_in]
     return Limits(kl=max(one.kl, other.kl), disagree=max(one.disagree, other.disagree))
 
 

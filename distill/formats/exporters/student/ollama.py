@@ -65,18 +65,18 @@ def fixed_texts(template: str, tokenizer: Tokenizer) -> FixedTexts:
     asking: dict[str, str] = {}
     for roles in _LESSONS:
         try:
-            found = _lesson(roles, template, tokenizer)
+            lesson = _lesson(roles, template, tokenizer)
         except DistillError as error:
             if roles[0] == "system":
                 continue  # it has no place for a system turn
             raise ModelError(f"the chat template fails at {', '.join(roles)}: {error}") from error
-        if found is None or not _learn(found, before, asking):
+        if lesson is None or not _learn(lesson, before, asking):
             raise _untranslatable()
     has_system = (START, "system") in before
     for roles in _FURTHER:
         with suppress(DistillError):
-            if found := _lesson(roles, template, tokenizer):
-                _learn(found, before, asking)
+            if lesson := _lesson(roles, template, tokenizer):
+                _learn(lesson, before, asking)
     texts = FixedTexts(*_completed(before, asking))
     for dialogue in examples(system=has_system):
         if texts.render(dialogue) != _rendered(dialogue, template, tokenizer):

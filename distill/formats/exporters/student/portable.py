@@ -44,13 +44,13 @@ def _parts(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _rewritten(settings: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    kept = {
+    result = {
         key: _rewritten(value, dtype) if _is_part(value) else value
         for key, value in settings.items()
         if key not in _MACHINE
     }
     older = {**_older_counts(settings), **(_older_rope(settings) or {})}
-    return {**kept, "dtype": dtype, "torch_dtype": dtype, **older}
+    return {**result, "dtype": dtype, "torch_dtype": dtype, **older}
 
 
 def _older_counts(settings: Mapping[str, Any]) -> dict[str, Any]:

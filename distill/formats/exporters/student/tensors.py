@@ -32,14 +32,14 @@ def tensor_names(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def left_out(original: Path | None, written: Collection[str]) -> list[str]:
+def left_out(original: Path | None, exported: Collection[str]) -> list[str]:
     """A remark on tensors of the base that have no place in the export, such as a vision tower; none where none has.
 
     Layers that were removed count as the ones that were kept.
     """
     if original is None:
         return []
-    places = {_INDEX.sub("#", name) for name in written}
+    places = {_INDEX.sub("#", name) for name in exported}
     tied = bool((read_json(original / "config.json") or {}).get("tie_word_embeddings"))
     lost = {
         name: shape
