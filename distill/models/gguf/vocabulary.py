@@ -180,21 +180,24 @@ def _normal_steps(info: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]
     return ((info["type"], "of its own"),)
 
 
-def _steps(info: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
-    """The pre-tokenizer's steps with their settings, in the form of `_SPLITS`; unusual settings match none of those."""
-    if info is None:
-        return ()
-    if info["type"] == "Sequence":
-        return tuple(step for part in info["pretokenizers"] for step in _steps(part))
-    read = _SETTINGS.get(info["type"], lambda settings: "of its own")
-    return ((info["type"], read(info)),)
-
-
+_SPLIT_TEXTS: Mapping[tuple[str, bool], str] = {
+    ("Isolated", False): "Regex",
+    ("MergedWithPrevious", False): "String",
+}
+"""The kinds of patterns that a step of `_SPLITS` or `_SPACES` has, by behavior and `invert`."""
 _SETTINGS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "ByteLevel": lambda info: "of its own" if info["add_prefix_space"] else info["use_regex"],
     "Digits": lambda info: info["individual_digits"],
     "Metaspace": lambda info: info["prepend_scheme"] if info["replacement"] == "▁" else "of its own",
     "Split": lambda info: info["pattern"].get(_SPLIT_TEXTS.get((info["behavior"], info["invert"]))),
 }
-_SPLIT_TEXTS = {("Isolated", False): "Regex", ("MergedWithPrevious", False): "String"}
-"""The kinds of patterns that a step of `_SPLITS` or `_SPACES` has, by behavior and `invert`."""
+
+
+def _steps(info: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    """The pre-tokenizer's steps with their settings, in the form of `_SPLITS`; unusual settings match none of those."""
+    if info is None:
+        return ()
+    kind = info["type"]
+    if kind == "Sequence":
+        return tuple(step for part in info["pretokenizers"] for step in _steps(part))
+    return ((kind, _SETTINGS[kind](info) if kind in _SETTINGS else "of its own"),)
