@@ -84,11 +84,12 @@ def _older_rope(settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _rope_parameters(settings: Mapping[str, Any]) -> Any:
     """What transformers makes of a configuration, whose `rope_scaling` may still say `type`."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING
 
     given = {key: copy.deepcopy(value) for key, value in settings.items() if value is not None}
     with suppress(AttributeError, KeyError, TypeError, ValueError):
-        return {key: value for key, value in AutoConfig.for_model(**given).rope_parameters.items() if key != "type"}
+        parameters = CONFIG_MAPPING[given.pop("model_type")](**given).rope_parameters
+        return {key: value for key, value in parameters.items() if key != "type"}
     return None
 
 
