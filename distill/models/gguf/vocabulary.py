@@ -46,6 +46,8 @@ _SPACES = (
     ((("Replace", " "),), (("Split", " "),)),
 )
 """The steps of normalizer and pre-tokenizer by which SentencePiece's tokenizers write a space as ▁."""
+_FEW = 100
+"""One pair in as many may be joined otherwise: the receipt shows whether the run's own conversations have one."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -151,7 +153,7 @@ def _require_sentencepiece(info: Mapping[str, Any], split_steps: tuple[tuple[str
             "no GGUF can be written: the tokenizer has SentencePiece's pieces, but writes spaces otherwise; use --to"
             " merged"
         )
-    if (count := _unlisted(info)) > 0:
+    if (count := _unlisted(info)) > len(info["model"]["merges"]) // _FEW:
         raise ModelError(
             f"no GGUF can be written: llama.cpp would join {count:,} pairs of pieces that the tokenizer keeps apart, as"
             " its merges are not SentencePiece's; use --to merged"
