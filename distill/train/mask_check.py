@@ -18,6 +18,7 @@ from typing import Any, Literal
 from distill.errors import MaskError
 from distill.models import chat_template
 from distill.models.chat_template import IGNORED, Example, TrainOn
+from distill.models.control_tokens import is_call
 from distill.models.token_bytes import Spelling
 from distill.types import Message
 
@@ -52,7 +53,7 @@ class MaskReport:
     merging: list[str] = field(default_factory=list)
     """Rows that have other ids when tokenised at once, where a token would cross the edge of an answer."""
     mentioning: list[str] = field(default_factory=list)
-    """Rows whose messages spell special tokens, which stay text."""
+    """Rows whose messages spell control tokens, which stay text."""
     joined: list[str] = field(default_factory=list)
     """Rows whose system turn the template merges into the user turn."""
     lost: list[str] = field(default_factory=list)
@@ -72,6 +73,18 @@ class _Text:
     """Whether the text equals the rendered template; otherwise they differ in white space."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What the template writes around some turns."""
+
+    control: set[int]
+    """Ids that no message may hold."""
+    ids: list[int]
+    """Those among the template's own, in order."""
+    calls: dict[int, int]
+    """How often it writes each mark of a tool call, which an answer may hold too."""
+
+
 class MaskGate:
     """Checks rows against one template."""
 
@@ -82,8 +95,9 @@ class MaskGate:
         self._accepts_loss = lost_system == "accept"
         self._jinja = chat_template.jinja(template, tokenizer)
         self.spelling = Spelling(tokenizer)
-        self._special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._frames: dict[tuple[str, ...], list[int]] = {}
+        self._special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._control = {id_: mark for mark, id_ in chat_template.controls(template, tokenizer).items()}
+        self._frames: dict[tuple[str, ...], _Frame] = {}
         self.checked = MaskReport()
 
     def check(self, row: MaskRow) -> None:
@@ -92,7 +106,7 @@ class MaskGate:
         Raises `UnspeltError` instead where the tokenizer cannot encode a character.
 
         Checked: each label is the token's own id or `IGNORED`; the tokens spell the rendered template, and equal its
-        tokenisation at once; every special token comes from the template; no turn is lost; exactly the answers to
+        tokenisation at once; every control token comes from the template; no turn is lost; exactly the answers to
         learn and their end tokens are trained; a truncated answer ends its row.
         """
         self._check_labels(row)
@@ -100,18 +114,13 @@ class MaskGate:
         natural = self._tokenizer.encode(rendered, add_special_tokens=False)
         text = self._check_text(row, rendered, natural)
         self._check_ids(row, rendered, text, natural)
-        self._check_special(row)
+        self._check_control(row)
         ends = self._check_turns(row, rendered, text)
         self._check_mask(row, text, self._trainable(row, rendered, text, ends))
         self.checked.rows += 1
 
     def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
-        plain = [{"role": message.role, "content": message.content} for message in messages]
-        return str(
-            self._tokenizer.apply_chat_template(
-                plain, chat_template=self._jinja, tokenize=False, add_generation_prompt=prompt
-            )
-        )
+        return chat_template.applied(messages, self._name, self._jinja, self._tokenizer, prompt=prompt)
 
     # Tokens and text
 
@@ -139,7 +148,7 @@ class MaskGate:
             expected = rendered if whole == rendered else whole
             raise self._fault(row, self._parting(row, pieces, expected))
         rest = rendered[len(spelt) :] if exact else _bare(readable)[len(_bare(spelt)) :]
-        for token in self._special.values():
+        for token in self._control.values():
             rest = rest.replace(token, "")
         if rest.strip():
             raise self._fault(row, f"the tokens end early: the template goes on with {_quoted(rest.strip())}")
@@ -157,7 +166,7 @@ class MaskGate:
         return f"{info} {has}"
 
     def _check_ids(self, row: MaskRow, rendered: str, text: _Text, natural: Sequence[int]) -> None:
-        """Compare with the ids of the whole text; only a message's special token or a merge at an edge may differ."""
+        """Compare with the ids of the whole text; only a message's control token or a merge at an edge may differ."""
         ids = row.example.input_ids
         if ids == list(natural[: len(ids)]):
             return
@@ -194,21 +203,32 @@ class MaskGate:
         return sorted(edge for edge in edges if 0 < edge < text.ends[-1])
 
     def _mentions(self, row: MaskRow) -> bool:
-        return any(token in message.content for message in row.messages for token in self._special.values())
+        return any(token in message.content for message in row.messages for token in self._control.values())
 
-    def _check_special(self, row: MaskRow) -> None:
-        """Compare the row's special tokens with those of the same turns without their contents."""
+    def _check_control(self, row: MaskRow) -> None:
+        """Compare the row's control tokens with those of the same turns without their contents."""
         frame = self._frame(tuple(message.role for message in row.messages))
-        places = [at for at, id_ in enumerate(row.example.input_ids) if id_ in self._special]
-        for place, expected in zip_longest(places, frame[: len(places)]):
+        places = [at for at, id_ in enumerate(row.example.input_ids) if id_ in frame.control]
+        for place, expected in zip_longest(places, frame.ids[: len(places)]):
             if row.example.input_ids[place] != expected:
                 raise self._fault(row, f"{self._describe(row, place)} is real where a message only mentions it")
+        answers = [message.content for message in row.messages if message.role == "assistant"]
+        for id_, written in frame.calls.items():
+            allowed = written + sum(answer.count(self._control[id_]) for answer in answers)
+            if row.example.input_ids.count(id_) > allowed:
+                place = row.example.input_ids.index(id_)
+                raise self._fault(row, f"{self._describe(row, place)} is real where no answer calls a tool")
 
-    def _frame(self, roles: tuple[str, ...]) -> list[int]:
+    def _frame(self, roles: tuple[str, ...]) -> _Frame:
         if roles not in self._frames:
             text = self._render([Message(role, "x") for role in roles])
             ids = self._tokenizer.encode(text, add_special_tokens=False)
-            self._frames[roles] = [id_ for id_ in ids if id_ in self._special]
+            # a plain token that the normaliser hides in some places, as after `x`, is text to the tokenizer
+            works = {id_ for id_, mark in self._control.items() if ids.count(id_) >= text.count(mark)}
+            plain = {id_ for id_ in works - self._special if not is_call(self._control[id_])}
+            control = self._special | plain
+            calls = {id_: ids.count(id_) for id_ in works - control}
+            self._frames[roles] = _Frame(control, [id_ for id_ in ids if id_ in control], calls)
         return self._frames[roles]
 
     # Turns
@@ -252,11 +272,11 @@ class MaskGate:
         )
 
     def _note_joined(self, row: MaskRow, framed: str, marks: re.Pattern[str]) -> None:
-        """Note a system turn that no special token separates from the question after it."""
+        """Note a system turn that no control token separates from the question after it."""
         marks_by_number = {ord(mark[0]) % 0x8000: mark for mark in marks.finditer(framed)}
         if row.messages[0].role == "system" and {1, 2} <= marks_by_number.keys() and self._name == "own":
             between = framed[marks_by_number[1].end() : marks_by_number[2].start()]
-            if not any(token in between for token in self._special.values()):
+            if not any(token in between for token in self._control.values()):
                 self.checked.joined.append(row.id)
 
     # The mask
@@ -282,15 +302,24 @@ class MaskGate:
         end = whole.find(words, begin) + len(words) if end is None else end
         if not whole[begin:end].endswith(words):
             raise self._fault(row, f"the template changes the answer in turn {at + 1}, {_quoted(words)}")
+        if end > begin + len(words) and prompt == self._render(row.messages[:at]):
+            header = whole[begin : end - len(words)]
+            raise self._fault(
+                row,
+                f"the template ignores add_generation_prompt: the answer in turn {at + 1} would begin with "
+                f"{_quoted(header)}",
+            )
         if end > len(_bare(text.text)):
             raise self._fault(row, f"{self._describe(row, len(text.ends) - 1)} is the last, before the answer ends")
         first = self._first(row, text, begin, len(prompt.encode()) if text.exact else None)
         last = bisect_left(text.ends, _span(text.text, end - 1)[1]) if end > begin else first - 1
         if row.truncated and at == len(row.messages) - 1:
             return self._cut(row, text, first, last)
-        for place in range(last + 1, len(text.ends)):
-            if row.example.input_ids[place] in self._special:
-                return range(first, place + 1)
+        behind = range(last + 1, len(text.ends))
+        for ends in (self._special, self._control):
+            for place in behind:
+                if row.example.input_ids[place] in ends:
+                    return range(first, place + 1)
         raise self._fault(row, f"{self._describe(row, last)} is the last of an answer, and no end token follows")
 
     def _first(self, row: MaskRow, text: _Text, begin: int, exact: int | None) -> int:
