@@ -42,7 +42,12 @@ def plain_controls(source: str, tokenizer: Any) -> dict[str, int]:
 def _is_mark(content: str) -> bool:
     has_letters = any(char.isalpha() for char in content)
     has_punctuation = any(not (char.isalnum() or char.isspace()) for char in content)
-    return has_letters and has_punctuation and not _THOUGHT.fullmatch(content)
+    return has_letters and has_punctuation and not is_thought(content)
+
+
+def is_thought(text: str) -> bool:
+    """Whether a text is the mark of a thought, such as `<think>`, which a template's prompt may open."""
+    return _THOUGHT.fullmatch(text) is not None
 
 
 def is_call(mark: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from distill.errors import MaskError
 from distill.models import chat_template
 from distill.models.chat_template import IGNORED, Example, TrainOn
-from distill.models.control_tokens import is_call
+from distill.models.control_tokens import is_call, is_thought
 from distill.models.token_bytes import Spelling
 from distill.types import Message
 
@@ -300,7 +300,8 @@ class MaskGate:
             _bare(readable(row.messages[at].content)),
         )
         end = whole.find(words, begin) + len(words) if end is None else end
-        if not whole[begin:end].endswith(words):
+        opened = whole[max(end - len(words), 0) : begin]
+        if not whole[:end].endswith(words) or (opened and not is_thought(opened)):
             raise self._fault(row, f"the template changes the answer in turn {at + 1}, {_quoted(words)}")
         if end > begin + len(words) and prompt == self._render(row.messages[:at]):
             header = whole[begin : end - len(words)]
