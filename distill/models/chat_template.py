@@ -8,7 +8,7 @@ diverge. The mask is found by rendering: the answer is what a conversation has b
 - `vicuna`  FastChat's v1.1: `… USER: question ASSISTANT: answer</s>` with the tokenizer's own end token.
 - `chatml`  `<|im_start|>role\n…<|im_end|>\n`, without a default system message. A tokenizer that lacks those tokens
   spells them as text and ends answers with its own end token.
-- `own`     the chat template of the model's tokenizer; it needs no {% generation %} marks.
+- `own`     the chat template of the model's tokenizer, on a fixed date; it needs no {% generation %} marks.
 
 In the first three, white space around an answer is not part of it: a newline there would merge with the template's.
 `distill.train.mask_check` verifies every mask independently before the first step.
@@ -36,37 +36,6 @@ IGNORED = -100
 """The label of a token that is not trained."""
 _UNUSED_CHARS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))))
 """Characters that texts rarely hold: Unicode's noncharacters and its private use area."""
-
-_ALPACA = (
-    "BOS{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-    "{% endif %}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{{ '\\n\\n### Instruction:\\n' + message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}{{ '\\n\\n### Response:\\n' + message['content'] | trim + eos_token }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\n### Response:\\n' }}{% endif %}"
-)
-"""github.com/tatsu-lab/stanford_alpaca, train.py, with the line break after `### Response:` that alpaca-lora added."""
-
-_VICUNA = (
-    "BOS{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-    "{% endif %}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{% if loop.first or loop.previtem['role'] != 'assistant' %}{{ ' ' }}{% endif %}"
-    "{{ 'USER: ' + message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}{{ ' ASSISTANT: ' + message['content'] | trim + eos_token }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
-)
-"""github.com/lm-sys/FastChat, docs/vicuna_weights_version.md, v1.1."""
-
-_CHATML = (
-    "BOS{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}{% if message['role'] == 'assistant' %}"
-    "{{ message['content'] | trim + END }}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{% if messages %}{{ '\\n' }}{% endif %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-_TEXTS = {"alpaca": _ALPACA, "vicuna": _VICUNA, "chatml": _CHATML}
 
 
 class Tokenizer(Protocol):
@@ -119,7 +88,7 @@ def encode(
     """Ids and labels of a whole conversation that ends with an answer; every assistant turn is trained, or the last.
 
     `unlearnt` has the numbers, from 0, of assistant turns that are context only. `truncated` says that the last answer
-    was cut off: it gets no end token, so that the student does not learn to stop there. Special tokens that a message
+    was cut off: it gets no end token, so that the student does not learn to stop there. Control tokens that a message
     merely mentions stay text. Raises `DistillError` for a conversation that the template cannot render and
     `RecipeError` for a template that cannot be masked.
     """
@@ -165,7 +134,11 @@ def jinja(template: str, tokenizer: Tokenizer) -> str:
             f"template {template}: the tokenizer has no end token, so no answer could end; use template own, or name "
             "its eos_token in the model's tokenizer_config.json"
         )
-    return _TEXTS[template].replace("BOS", "{{ bos_token }}" if starts_with_bos(tokenizer) else "").replace("END", end)
+    return (
+        template_source.TEXTS[template]
+        .replace("BOS", "{{ bos_token }}" if starts_with_bos(tokenizer) else "")
+        .replace("END", end)
+    )
 
 
 def controls(template: str, tokenizer: Tokenizer) -> dict[str, int]:
@@ -186,7 +159,7 @@ def starts_with_bos(tokenizer: Tokenizer) -> bool:
 
 
 def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> str:
-    """The text up to the next answer as `apply_chat_template` gives it: a special token in a message becomes real.
+    """The text up to the next answer as `apply_chat_template` gives it: a control token in a message becomes real.
 
     Raises `DistillError` for a conversation that the template cannot render.
     """
