@@ -28,15 +28,11 @@ def plain_controls(source: str, tokenizer: Any) -> dict[str, int]:
     Left out are marks of thoughts, which are part of answers, and tokens that are ordinary text, such as Gemma's runs
     of line breaks: a mark has letters and punctuation.
     """
-    marks = {
-        token.content: id_
-        for id_, token in tokenizer.added_tokens_decoder.items()
-        if not token.special and _is_mark(token.content)
-    }
-    if not marks:
+    added = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items() if not token.special}
+    if not added:
         return {}
     text = source + _frames(source, str(tokenizer.bos_token or ""), str(tokenizer.eos_token or ""))
-    return {mark: id_ for mark, id_ in marks.items() if mark in text}
+    return {content: id_ for content, id_ in added.items() if content in text and _is_mark(content)}
 
 
 def _is_mark(content: str) -> bool:

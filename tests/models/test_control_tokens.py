@@ -13,7 +13,7 @@ from distill.models.control_tokens import plain_controls
 from distill.models.token_bytes import Spelling
 from distill.train.mask_check import MaskGate, MaskRow
 from distill.types import Message
-from tests.support.marked import CHATML, MARKED, Marked, tokenizer_of
+from tests.support.models.marked_tokenizers import CHATML, MARKED, Marked, tokenizer_of
 
 MADE = [
     (name, kind) for name in MARKED for kind in ("byte-level", "metaspace") if (name, kind) != ("deepseek", "metaspace")

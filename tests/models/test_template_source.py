@@ -15,7 +15,7 @@ from distill.train.mask_check import MaskGate, MaskRow
 from distill.types import Message
 from tests.models.test_template_trial import LOOPS
 from tests.support import families
-from tests.support.marked import CHATML, R1, Marked, tokenizer_of
+from tests.support.models.marked_tokenizers import CHATML, R1, Marked, tokenizer_of
 
 TURNS = (Message("user", "What is right?"), Message("assistant", "This is."))
 THOUGHT = (TURNS[0], Message("assistant", "<think>\nbe kind\n</think>\n\nThis is."))
