@@ -8,7 +8,7 @@ diverge. The mask is found by rendering: the answer is what a conversation has b
 - `vicuna`  FastChat's v1.1: `… USER: question ASSISTANT: answer</s>` with the tokenizer's own end token.
 - `chatml`  `<|im_start|>role\n…<|im_end|>\n`, without a default system message. A tokenizer that lacks those tokens
   spells them as text and ends answers with its own end token.
-- `own`     the chat template of the model's tokenizer; it needs no {% generation %} marks.
+- `own`     the chat template of the model's tokenizer, on a fixed date; it needs no {% generation %} marks.
 
 In the first three, white space around an answer is not part of it: a newline there would merge with the template's.
 `distill.train.mask_check` verifies every mask independently before the first step.
@@ -19,10 +19,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal, Protocol, get_args
 
 from distill.errors import DistillError, RecipeError, one_line
+from distill.models import template_source
+from distill.models.control_tokens import is_call, pattern_of, plain_controls
 from distill.types import Message
 
 Template = Literal["alpaca", "vicuna", "chatml", "own"]
@@ -34,37 +36,6 @@ IGNORED = -100
 """The label of a token that is not trained."""
 _UNUSED_CHARS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))))
 """Characters that texts rarely hold: Unicode's noncharacters and its private use area."""
-
-_ALPACA = (
-    "BOS{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-    "{% endif %}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{{ '\\n\\n### Instruction:\\n' + message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}{{ '\\n\\n### Response:\\n' + message['content'] | trim + eos_token }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\n### Response:\\n' }}{% endif %}"
-)
-"""github.com/tatsu-lab/stanford_alpaca, train.py, with the line break after `### Response:` that alpaca-lora added."""
-
-_VICUNA = (
-    "BOS{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-    "{% endif %}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{% if loop.first or loop.previtem['role'] != 'assistant' %}{{ ' ' }}{% endif %}"
-    "{{ 'USER: ' + message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}{{ ' ASSISTANT: ' + message['content'] | trim + eos_token }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
-)
-"""github.com/lm-sys/FastChat, docs/vicuna_weights_version.md, v1.1."""
-
-_CHATML = (
-    "BOS{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}{% if message['role'] == 'assistant' %}"
-    "{{ message['content'] | trim + END }}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{% if messages %}{{ '\\n' }}{% endif %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-_TEXTS = {"alpaca": _ALPACA, "vicuna": _VICUNA, "chatml": _CHATML}
 
 
 class Tokenizer(Protocol):
@@ -117,7 +88,7 @@ def encode(
     """Ids and labels of a whole conversation that ends with an answer; every assistant turn is trained, or the last.
 
     `unlearnt` has the numbers, from 0, of assistant turns that are context only. `truncated` says that the last answer
-    was cut off: it gets no end token, so that the student does not learn to stop there. Special tokens that a message
+    was cut off: it gets no end token, so that the student does not learn to stop there. Control tokens that a message
     merely mentions stay text. Raises `DistillError` for a conversation that the template cannot render and
     `RecipeError` for a template that cannot be masked.
     """
@@ -156,19 +127,24 @@ def jinja(template: str, tokenizer: Tokenizer) -> str:
     if template not in TEMPLATES:
         raise RecipeError(f'unknown template "{template}"; expected one of {", ".join(TEMPLATES)}')
     if template == "own":
-        if not isinstance(tokenizer.chat_template, str):
-            raise RecipeError(
-                "template own: the model's tokenizer has no chat template; set student.template to chatml, vicuna or "
-                "alpaca"
-            )
-        return tokenizer.chat_template
+        return template_source.own(tokenizer.chat_template)
     end = "'<|im_end|>'" if template == "chatml" and _is_special(tokenizer, "<|im_end|>") else "eos_token"
     if end == "eos_token" and not tokenizer.eos_token:
         raise RecipeError(
             f"template {template}: the tokenizer has no end token, so no answer could end; use template own, or name "
             "its eos_token in the model's tokenizer_config.json"
         )
-    return _TEXTS[template].replace("BOS", "{{ bos_token }}" if starts_with_bos(tokenizer) else "").replace("END", end)
+    return (
+        template_source.TEXTS[template]
+        .replace("BOS", "{{ bos_token }}" if starts_with_bos(tokenizer) else "")
+        .replace("END", end)
+    )
+
+
+def controls(template: str, tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids, by content, of the control tokens: those that are special, and others that the template writes."""
+    special = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return special | plain_controls(jinja(template, tokenizer), tokenizer)
 
 
 def _is_special(tokenizer: Tokenizer, text: str) -> bool:
@@ -183,14 +159,15 @@ def starts_with_bos(tokenizer: Tokenizer) -> bool:
 
 
 def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> str:
-    """The text up to the next answer as `apply_chat_template` gives it: a special token in a message becomes real.
+    """The text up to the next answer as `apply_chat_template` gives it: a control token in a message becomes real.
 
     Raises `DistillError` for a conversation that the template cannot render.
     """
-    return _applied(messages, template, jinja(template, tokenizer), tokenizer, prompt=True)
+    return applied(messages, template, jinja(template, tokenizer), tokenizer, prompt=True)
 
 
-def _applied(messages: Sequence[Message], name: str, source: str, tokenizer: Tokenizer, *, prompt: bool) -> str:
+def applied(messages: Sequence[Message], name: str, source: str, tokenizer: Tokenizer, *, prompt: bool) -> str:
+    """The text that a chat template (`source`) gives. Raises `DistillError`, naming it `name`, where it gives none."""
     from jinja2 import TemplateError
 
     turns = [{"role": message.role, "content": message.content} for message in messages]
@@ -218,7 +195,11 @@ def _check_roles(messages: Sequence[Message], template: str) -> None:
 
 
 class _Rendering:
-    """One conversation in one template, with a mark inside each special token that a message merely mentions."""
+    """One conversation in one template, with a mark inside each control token that a message merely mentions.
+
+    A special token stays text by an option of the tokenizer, so its mark is taken out of the text before it is encoded.
+    For other control tokens there is none: the text is encoded in two parts, cut at the mark.
+    """
 
     def __init__(self, template: str, tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
         self._jinja, self._tokenizer, self._name = jinja(template, tokenizer), tokenizer, template
@@ -227,17 +208,23 @@ class _Rendering:
         self._special = {
             token.content: (id_, token) for id_, token in tokenizer.added_tokens_decoder.items() if token.special
         }
-        longest_first = sorted(self._special, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._pattern = pattern_of(self._special)
+        self._plain = plain_controls(self._jinja, tokenizer)
+        self._plain_pattern = pattern_of(self._plain)
         text = "".join(message.content for message in messages)
-        self._mark = next(char for char in _UNUSED_CHARS if char not in text)
-        self._messages = [Message(message.role, self._broken(message.content)) for message in messages]
+        self._mark, self._cut = islice((char for char in _UNUSED_CHARS if char not in text), 2)
+        self._messages = [Message(message.role, self._broken(message)) for message in messages]
 
-    def _broken(self, text: str) -> str:
-        return self._pattern.sub(lambda match: match[0][0] + self._mark + match[0][1:], text)
+    def _broken(self, message: Message) -> str:
+        def cut(match: re.Match[str]) -> str:
+            is_kept = message.role == "assistant" and is_call(match[0])
+            return match[0] if is_kept else match[0][0] + self._cut + match[0][1:]
+
+        text = self._pattern.sub(lambda match: match[0][0] + self._mark + match[0][1:], message.content)
+        return self._plain_pattern.sub(cut, text)
 
     def _render(self, count: int, *, prompt: bool) -> str:
-        return _applied(self._messages[:count], self._name, self._jinja, self._tokenizer, prompt=prompt)
+        return applied(self._messages[:count], self._name, self._jinja, self._tokenizer, prompt=prompt)
 
     def spans(self, *, truncated: bool, train_on: TrainOn, unlearnt: Collection[int]) -> list[_Span]:
         """The text of the conversation in untrained and trained spans; nothing follows the last end token.
@@ -289,9 +276,9 @@ class _Rendering:
         )
 
     def _end(self, index: int, answer: str) -> re.Match[str]:
-        """The special token that ends an answer: the first one after its words."""
+        """The control token that ends an answer: the first one after its words, a special one where there is any."""
         words, start = self._messages[index].content.strip(), 0
-        matches = list(self._pattern.finditer(answer))
+        matches = list(self._pattern.finditer(answer)) or list(self._plain_pattern.finditer(answer))
         if not matches:
             raise RecipeError(f"template {self._name} ends answers with no special token; use template chatml")
         holding = []
@@ -309,11 +296,21 @@ class _Rendering:
         alike = _places_alike(self._tokenizer)
         for piece, trained in self._pieces(spans):
             ids_of = _split_ids if place in alike else _inner_ids
-            ids = [piece] if isinstance(piece, int) else ids_of(piece, self._tokenizer)
+            ids = [piece] if isinstance(piece, int) else self._checked(piece, ids_of(piece, self._tokenizer))
             input_ids += ids
             labels += ids if trained else [IGNORED] * len(ids)
             place = "special" if isinstance(piece, int) else "text"
         return Example(input_ids, labels)
+
+    def _checked(self, text: str, ids: list[int]) -> list[int]:
+        """The ids of a text, if each control token in them is spelled there: a normaliser may make one of others."""
+        for mark, id_ in self._plain.items():
+            if ids.count(id_) > text.count(mark):
+                raise DistillError(
+                    f"a message spells the control token {mark!a} in other characters; expected none of the "
+                    "template's marks: leave it out by a rule of curate"
+                )
+        return ids
 
     def _pieces(self, spans: Sequence[_Span]) -> Iterator[tuple[int | str, bool]]:
         """Ids of the template's special tokens, the runs of plain text between them, and whether each is trained."""
@@ -325,8 +322,8 @@ class _Rendering:
                 id_, token = self._special[match[0]] if match else (None, None)
                 run = run.lstrip() if strips else run
                 run = run.rstrip() if token is not None and token.lstrip else run
-                if run:
-                    yield run.replace(self._mark, ""), span.trained
+                for part in filter(None, run.replace(self._mark, "").split(self._cut)):
+                    yield part, span.trained
                     strips = False
                 if match is not None and token is not None and id_ is not None:
                     yield id_, span.trained

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 from typing import Any, TypeAlias
 
@@ -192,7 +193,9 @@ class Batch:
         logits = penalised(self.logits(), self.rows)
         is_finite = torch.isfinite(logits).all(-1).tolist()
         samplings, uniforms = [row.sampling for row in self.rows], [row.random.random() for row in self.rows]
-        tokens = draw(logits.nan_to_num(), samplings, uniforms)
+        logits = logits.nan_to_num()
+        logits[:, unnamed_ids(self.rows[0].tokenizer, logits.shape[1])] = -torch.inf
+        tokens = draw(logits, samplings, uniforms)
         for row, token, fine in zip(self.rows, tokens, is_finite, strict=True):
             if not fine and not row.done:
                 row.error = not_finite()
@@ -209,6 +212,14 @@ class Batch:
         indices = torch.tensor(going, dtype=torch.long, device=self._mask.device)
         self._next, self._mask = self._next[indices], self._mask[indices]
         self._cache.batch_select_indices(indices)
+
+
+@lru_cache(maxsize=4)
+def unnamed_ids(tokenizer: Any, rows: int) -> list[int]:
+    """Ids of an output layer with `rows` rows that are no token: an answer with one would miss a piece."""
+    if len(tokenizer) >= rows:
+        return []
+    return sorted(set(range(rows)) - set(tokenizer.get_vocab().values()))
 
 
 def not_finite() -> ProviderError:

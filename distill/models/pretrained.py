@@ -17,6 +17,7 @@ from distill.core.extras import install
 from distill.core.files import read_json
 from distill.core.model_files import _settings, _shown, _values, require_sound
 from distill.errors import MissingPackage, ModelError
+from distill.models.template_source import default_of
 from distill.models.third_party import first_line, is_bounded, quietly
 
 _OWN_CODE = re.compile(r"trust_remote_code|custom code|not recognize|Unrecognized")
@@ -55,7 +56,8 @@ def load_tokenizer(folder: Path, kind: str = "AutoTokenizer", *, gguf_file: str 
     with only_data(folder, "tokenizer"):
         tokenizer = getattr(transformers, kind).from_pretrained(folder, **_DATA_ONLY, **options)
         tokenizer.encode("a")  # fails here, if its settings have other types
-        if isinstance(tokenizer.chat_template, str) and not is_bounded(tokenizer.chat_template):
+        template = default_of(tokenizer.chat_template)
+        if template is not None and not is_bounded(template):
             raise ModelError(f"the chat template in {folder} takes over 1 s or 400 MB to render; mend it")
         return tokenizer
 

@@ -265,7 +265,7 @@ def serve(
     """Serve until SIGTERM or SIGINT. `model` is what `materialise` takes, or a run folder with a student.
 
     Says "listening http://HOST:PORT/v1" when it answers; `port` 0 takes a free port.
-    Chat uses the tokenizer's own template (for a student the template of its training), in which special tokens
+    Chat uses the tokenizer's own template (for a student the template of its training), in which control tokens
     that a message mentions stay text; a raw prompt is tokenised unchanged. A request without max_tokens gets at most
     512. `origins` and `api_key` are those of `AccessControl`. Raises `ServerError` when the port is taken,
     `ModelError` for the model, and `RecipeError` for an invalid origin or key.

@@ -38,7 +38,7 @@ class TokenDifference:
     trained: str
     other: str
     spelled: str | None
-    """A special token that a message spells: it is real in the template's rendering and text in training."""
+    """A control token that a message spells: it is real in the template's rendering and text in training."""
 
     def line(self) -> str:
         """The difference in one line."""
@@ -58,7 +58,7 @@ class TemplateReport:
 
     @property
     def alike(self) -> bool:
-        """Whether all differences are explained by messages that spell special tokens."""
+        """Whether all differences are explained by messages that spell control tokens."""
         return all(difference.spelled for difference in self.differences)
 
 
@@ -97,14 +97,14 @@ def check(
 ) -> TemplateReport:
     """Compare every reading with the trainer's ids, except for conversations that the template cannot render."""
     differences: list[TokenDifference] = []
-    compared = 0
+    compared, controls = 0, chat_template.controls(template, tokenizer)
     for name, messages in dialogues:
         try:
             trained = chat_template.prompt_ids(messages, template, tokenizer)
         except DistillError:
             continue
         compared += 1
-        spelled = _special_token_in(messages, tokenizer)
+        spelled = next((mark for message in messages for mark in controls if mark in message.content), None)
         for by, reading in readings.items():
             for position, (ours, theirs) in enumerate(zip_longest(trained, reading(messages))):
                 if ours != theirs:
@@ -144,12 +144,6 @@ def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.
             ) from error
 
     return reading
-
-
-def _special_token_in(messages: Sequence[Message], tokenizer: Any) -> str | None:
-    """A special token that a message spells out."""
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return next((token for message in messages for token in special if token in message.content), None)
 
 
 def _token_text(tokenizer: Any, id_: int | None) -> str:

@@ -241,7 +241,7 @@ def _parts(examples: Examples) -> str:
 def _mask_findings(checked: MaskReport) -> Iterator[str]:
     info = (
         (checked.merging, "have tokens as they will be generated, which one pass over the text would merge otherwise"),
-        (checked.mentioning, "mention special tokens, which stay text in training"),
+        (checked.mentioning, "mention control tokens, which stay text in training"),
         (checked.joined, "have a system turn, which the template puts into the user's"),
         (checked.lost, "have a system turn, which the template leaves out (train.lost_system: accept)"),
     )

@@ -18,7 +18,9 @@ from typing import Any, Literal
 from distill.errors import MaskError
 from distill.models import chat_template
 from distill.models.chat_template import IGNORED, Example, TrainOn
+from distill.models.control_tokens import is_call, is_thought
 from distill.models.token_bytes import Spelling
+from distill.train.mask_text import bare, places, quoted, span
 from distill.types import Message
 
 LostSystem = Literal["refuse", "accept"]
@@ -52,7 +54,7 @@ class MaskReport:
     merging: list[str] = field(default_factory=list)
     """Rows that have other ids when tokenised at once, where a token would cross the edge of an answer."""
     mentioning: list[str] = field(default_factory=list)
-    """Rows whose messages spell special tokens, which stay text."""
+    """Rows whose messages spell control tokens, which stay text."""
     joined: list[str] = field(default_factory=list)
     """Rows whose system turn the template merges into the user turn."""
     lost: list[str] = field(default_factory=list)
@@ -72,6 +74,18 @@ class _Text:
     """Whether the text equals the rendered template; otherwise they differ in white space."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What the template writes around some turns."""
+
+    control: set[int]
+    """Ids that no message may hold."""
+    ids: list[int]
+    """Those among the template's own, in order."""
+    calls: dict[int, int]
+    """How often it writes each mark of a tool call, which an answer may hold too."""
+
+
 class MaskGate:
     """Checks rows against one template."""
 
@@ -82,8 +96,9 @@ class MaskGate:
         self._accepts_loss = lost_system == "accept"
         self._jinja = chat_template.jinja(template, tokenizer)
         self.spelling = Spelling(tokenizer)
-        self._special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._frames: dict[tuple[str, ...], list[int]] = {}
+        self._special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._control = {id_: mark for mark, id_ in chat_template.controls(template, tokenizer).items()}
+        self._frames: dict[tuple[str, ...], _Frame] = {}
         self.checked = MaskReport()
 
     def check(self, row: MaskRow) -> None:
@@ -92,7 +107,7 @@ class MaskGate:
         Raises `UnspeltError` instead where the tokenizer cannot encode a character.
 
         Checked: each label is the token's own id or `IGNORED`; the tokens spell the rendered template, and equal its
-        tokenisation at once; every special token comes from the template; no turn is lost; exactly the answers to
+        tokenisation at once; every control token comes from the template; no turn is lost; exactly the answers to
         learn and their end tokens are trained; a truncated answer ends its row.
         """
         self._check_labels(row)
@@ -100,18 +115,13 @@ class MaskGate:
         natural = self._tokenizer.encode(rendered, add_special_tokens=False)
         text = self._check_text(row, rendered, natural)
         self._check_ids(row, rendered, text, natural)
-        self._check_special(row)
+        self._check_control(row)
         ends = self._check_turns(row, rendered, text)
         self._check_mask(row, text, self._trainable(row, rendered, text, ends))
         self.checked.rows += 1
 
     def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
-        plain = [{"role": message.role, "content": message.content} for message in messages]
-        return str(
-            self._tokenizer.apply_chat_template(
-                plain, chat_template=self._jinja, tokenize=False, add_generation_prompt=prompt
-            )
-        )
+        return chat_template.applied(messages, self._name, self._jinja, self._tokenizer, prompt=prompt)
 
     # Tokens and text
 
@@ -130,19 +140,19 @@ class MaskGate:
         pieces = self.spelling.pieces(row.example.input_ids)
         spelt = b"".join(pieces).decode("utf-8", "backslashreplace")
         whole = b"".join(self.spelling.pieces(natural)).decode("utf-8", "backslashreplace")
-        if whole != rendered and _bare(whole) != _bare(self.spelling.readable(rendered)):
+        if whole != rendered and bare(whole) != bare(self.spelling.readable(rendered)):
             raise UnspeltError(f"session {row.id}: the tokenizer has no tokens for some of its characters")
         exact = rendered.startswith(spelt)
         readable = rendered if exact else self.spelling.readable(rendered)
-        about = self._mentions(row) and _bare(readable).startswith(_bare(spelt))
+        about = self._mentions(row) and bare(readable).startswith(bare(spelt))
         if not exact and not whole.startswith(spelt) and not about:
             expected = rendered if whole == rendered else whole
             raise self._fault(row, self._parting(row, pieces, expected))
-        rest = rendered[len(spelt) :] if exact else _bare(readable)[len(_bare(spelt)) :]
-        for token in self._special.values():
+        rest = rendered[len(spelt) :] if exact else bare(readable)[len(bare(spelt)) :]
+        for token in self._control.values():
             rest = rest.replace(token, "")
         if rest.strip():
-            raise self._fault(row, f"the tokens end early: the template goes on with {_quoted(rest.strip())}")
+            raise self._fault(row, f"the tokens end early: the template goes on with {quoted(rest.strip())}")
         ends = list(accumulate(map(len, pieces)))
         return _Text(spelt, [0, *ends[:-1]], ends, readable, exact)
 
@@ -153,11 +163,11 @@ class MaskGate:
         place = bisect_right(list(accumulate(map(len, pieces))), parting)
         there = expected_bytes[parting : parting + 40].decode("utf-8", "ignore")
         info = self._describe(row, min(place, len(pieces) - 1))
-        has = f"does not spell what the template has: {_quoted(there)}" if there else "stands behind the template's end"
+        has = f"does not spell what the template has: {quoted(there)}" if there else "stands behind the template's end"
         return f"{info} {has}"
 
     def _check_ids(self, row: MaskRow, rendered: str, text: _Text, natural: Sequence[int]) -> None:
-        """Compare with the ids of the whole text; only a message's special token or a merge at an edge may differ."""
+        """Compare with the ids of the whole text; only a message's control token or a merge at an edge may differ."""
         ids = row.example.input_ids
         if ids == list(natural[: len(ids)]):
             return
@@ -168,7 +178,7 @@ class MaskGate:
             self.checked.merging.append(row.id)
             return
         at = next(at for at, (a, b) in enumerate(zip_longest(ids, natural)) if a != b)
-        other = _quoted(self.spelling.pieces([natural[at]])[0].decode("utf-8", "backslashreplace"))
+        other = quoted(self.spelling.pieces([natural[at]])[0].decode("utf-8", "backslashreplace"))
         raise self._fault(
             row, f"{self._describe(row, at)} is {other} (id {natural[at]}) in one pass over the whole text"
         )
@@ -194,21 +204,32 @@ class MaskGate:
         return sorted(edge for edge in edges if 0 < edge < text.ends[-1])
 
     def _mentions(self, row: MaskRow) -> bool:
-        return any(token in message.content for message in row.messages for token in self._special.values())
+        return any(token in message.content for message in row.messages for token in self._control.values())
 
-    def _check_special(self, row: MaskRow) -> None:
-        """Compare the row's special tokens with those of the same turns without their contents."""
+    def _check_control(self, row: MaskRow) -> None:
+        """Compare the row's control tokens with those of the same turns without their contents."""
         frame = self._frame(tuple(message.role for message in row.messages))
-        places = [at for at, id_ in enumerate(row.example.input_ids) if id_ in self._special]
-        for place, expected in zip_longest(places, frame[: len(places)]):
+        controls = [at for at, id_ in enumerate(row.example.input_ids) if id_ in frame.control]
+        for place, expected in zip_longest(controls, frame.ids[: len(controls)]):
             if row.example.input_ids[place] != expected:
                 raise self._fault(row, f"{self._describe(row, place)} is real where a message only mentions it")
+        answers = [message.content for message in row.messages if message.role == "assistant"]
+        for id_, written in frame.calls.items():
+            allowed = written + sum(answer.count(self._control[id_]) for answer in answers)
+            if row.example.input_ids.count(id_) > allowed:
+                place = row.example.input_ids.index(id_)
+                raise self._fault(row, f"{self._describe(row, place)} is real where no answer calls a tool")
 
-    def _frame(self, roles: tuple[str, ...]) -> list[int]:
+    def _frame(self, roles: tuple[str, ...]) -> _Frame:
         if roles not in self._frames:
             text = self._render([Message(role, "x") for role in roles])
             ids = self._tokenizer.encode(text, add_special_tokens=False)
-            self._frames[roles] = [id_ for id_ in ids if id_ in self._special]
+            # a plain token that the normaliser hides in some places, as after `x`, is text to the tokenizer
+            works = {id_ for id_, mark in self._control.items() if ids.count(id_) >= text.count(mark)}
+            plain = {id_ for id_ in works - self._special if not is_call(self._control[id_])}
+            control = self._special | plain
+            calls = {id_: ids.count(id_) for id_ in works - control}
+            self._frames[roles] = _Frame(control, [id_ for id_ in ids if id_ in control], calls)
         return self._frames[roles]
 
     # Turns
@@ -216,15 +237,15 @@ class MaskGate:
     def _check_turns(self, row: MaskRow, rendered: str, text: _Text) -> dict[int, int]:
         """Check that no turn is lost; returns the end of each answer, in characters that are not white space."""
         marks, framed = self._framed(row)
-        positions = _places(framed, marks)
+        positions = places(framed, marks)
         for at, message in enumerate(row.messages):
             if message.content.strip() and not (2 * at in positions and 2 * at + 1 in positions):
                 self._check_lost(row, at)
         self._note_joined(row, framed, marks)
-        if _bare(marks.sub("", framed)) != _bare(rendered):
+        if bare(marks.sub("", framed)) != bare(rendered):
             return {}
         if not text.exact:
-            positions = _places(self.spelling.readable(framed), marks)
+            positions = places(self.spelling.readable(framed), marks)
         return {at: positions[2 * at + 1] for at in range(len(row.messages)) if 2 * at + 1 in positions}
 
     def _framed(self, row: MaskRow) -> tuple[re.Pattern[str], str]:
@@ -247,16 +268,16 @@ class MaskGate:
             return
         remedy = ", or train.lost_system to accept" if role == "system" else ""
         raise MaskError(
-            f"template {self._name} leaves out the {role} turn of session {row.id} ({_quoted(content)}); set "
+            f"template {self._name} leaves out the {role} turn of session {row.id} ({quoted(content)}); set "
             f"student.template to chatml{remedy}"
         )
 
     def _note_joined(self, row: MaskRow, framed: str, marks: re.Pattern[str]) -> None:
-        """Note a system turn that no special token separates from the question after it."""
+        """Note a system turn that no control token separates from the question after it."""
         marks_by_number = {ord(mark[0]) % 0x8000: mark for mark in marks.finditer(framed)}
         if row.messages[0].role == "system" and {1, 2} <= marks_by_number.keys() and self._name == "own":
             between = framed[marks_by_number[1].end() : marks_by_number[2].start()]
-            if not any(token in between for token in self._special.values()):
+            if not any(token in between for token in self._control.values()):
                 self.checked.joined.append(row.id)
 
     # The mask
@@ -275,29 +296,39 @@ class MaskGate:
             raise self._fault(row, f"turn {at + 1} follows another prompt in the whole text than when it is asked for")
         readable = str if text.exact else self.spelling.readable
         begin, whole, words = (
-            len(_bare(readable(prompt))),
-            _bare(text.readable),
-            _bare(readable(row.messages[at].content)),
+            len(bare(readable(prompt))),
+            bare(text.readable),
+            bare(readable(row.messages[at].content)),
         )
         end = whole.find(words, begin) + len(words) if end is None else end
-        if not whole[begin:end].endswith(words):
-            raise self._fault(row, f"the template changes the answer in turn {at + 1}, {_quoted(words)}")
-        if end > len(_bare(text.text)):
+        opened = whole[max(end - len(words), 0) : begin]
+        if not whole[:end].endswith(words) or (opened and not is_thought(opened)):
+            raise self._fault(row, f"the template changes the answer in turn {at + 1}, {quoted(words)}")
+        if end > begin + len(words) and prompt == self._render(row.messages[:at]):
+            header = whole[begin : end - len(words)]
+            raise self._fault(
+                row,
+                f"the template ignores add_generation_prompt: the answer in turn {at + 1} would begin with "
+                f"{quoted(header)}",
+            )
+        if end > len(bare(text.text)):
             raise self._fault(row, f"{self._describe(row, len(text.ends) - 1)} is the last, before the answer ends")
         first = self._first(row, text, begin, len(prompt.encode()) if text.exact else None)
-        last = bisect_left(text.ends, _span(text.text, end - 1)[1]) if end > begin else first - 1
+        last = bisect_left(text.ends, span(text.text, end - 1)[1]) if end > begin else first - 1
         if row.truncated and at == len(row.messages) - 1:
             return self._cut(row, text, first, last)
-        for place in range(last + 1, len(text.ends)):
-            if row.example.input_ids[place] in self._special:
-                return range(first, place + 1)
+        behind = range(last + 1, len(text.ends))
+        for ends in (self._special, self._control):
+            for place in behind:
+                if row.example.input_ids[place] in ends:
+                    return range(first, place + 1)
         raise self._fault(row, f"{self._describe(row, last)} is the last of an answer, and no end token follows")
 
     def _first(self, row: MaskRow, text: _Text, begin: int, exact: int | None) -> int:
         """The answer's first token: at the end of its prompt, or near it where the text differs in white space."""
         least = most = exact or 0
         if exact is None:
-            least, most = _span(text.text, begin - 1)[1], _span(text.text, begin)[0]
+            least, most = span(text.text, begin - 1)[1], span(text.text, begin)[0]
         place = bisect_left(text.starts, least)
         if place == len(text.starts) or text.starts[place] > most:
             token = self._describe(row, max(place - 1, 0))
@@ -315,10 +346,10 @@ class MaskGate:
         return range(first, len(row.example.input_ids))
 
     def _check_mask(self, row: MaskRow, text: _Text, answers: Sequence[range]) -> None:
-        places = set(chain.from_iterable(answers))
+        trained = set(chain.from_iterable(answers))
         last = {answer[-1] for answer in answers}
         for place, label in enumerate(row.example.labels):
-            if (label != IGNORED) == (place in places):
+            if (label != IGNORED) == (place in trained):
                 continue
             if label != IGNORED:
                 raise self._fault(row, f"{self._describe(row, place)} belongs to the prompt, and is trained")
@@ -327,7 +358,7 @@ class MaskGate:
 
     def _describe(self, row: MaskRow, place: int) -> str:
         id_ = row.example.input_ids[place]
-        name = _quoted(self.spelling.pieces([id_])[0].decode("utf-8", "backslashreplace"))
+        name = quoted(self.spelling.pieces([id_])[0].decode("utf-8", "backslashreplace"))
         return f"token {place + 1} of {len(row.example.input_ids)}, {name} (id {id_}),"
 
     def _fault(self, row: MaskRow, what: str) -> MaskError:
@@ -335,36 +366,3 @@ class MaskGate:
             f"mask gate: session {row.id}: {what} (template {self._name}); nothing is trained: leave the row out by a "
             "rule of curate, or use another student.template"
         )
-
-
-def _quoted(text: str) -> str:
-    quoted = ascii(text) if not text.isprintable() else f"'{text}'"
-    return quoted if len(quoted) <= 60 else quoted[:57] + "…'"
-
-
-def _bare(text: str) -> str:
-    return "".join(text.split())
-
-
-def _span(text: str, number: int) -> tuple[int, int]:
-    """Byte offsets of the n-th character that is not white space, from 0; those of the text's edges beyond them."""
-    if number < 0:
-        return 0, 0
-    for match in re.finditer(r"\S+", text):
-        if number < len(match[0]):
-            start = len(text[: match.start() + number].encode())
-            return start, start + len(match[0][number].encode())
-        number -= len(match[0])
-    size = len(text.encode())
-    return size, size
-
-
-def _places(framed: str, marks: re.Pattern[str]) -> dict[int, int]:
-    """By the number of each mark, the count of characters before it that are not white space."""
-    counts: dict[int, int] = {}
-    count = position = 0
-    for mark in marks.finditer(framed):
-        count += len(_bare(framed[position : mark.start()]))
-        position = mark.end()
-        counts.setdefault(ord(mark[0]) % 0x8000, count)
-    return counts

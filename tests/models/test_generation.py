@@ -247,3 +247,20 @@ def test_each_row_is_drawn_by_its_own_sampling():
     logits = torch.tensor([LOGITS] * 4)
     together = draw(logits, kinds, [0.99] * 4)
     assert together == [draw(logits[:1], [kind], [0.99])[0] for kind in kinds]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0, max_tokens=12), SAMPLED])
+def test_an_id_that_is_no_token_is_never_drawn(loaded, sampling):
+    import copy
+
+    import torch
+
+    model, tokenizer = loaded
+    wide = copy.deepcopy(model)
+    for layer in (wide.lm_head, wide.model.embed_tokens):
+        layer.weight = torch.nn.Parameter(torch.cat([layer.weight, 9 * layer.weight[:200]]).detach())
+    expected = texts(ask(loaded, requests(sampling)))
+    assert texts(ask((wide, tokenizer), requests(sampling))) == expected
+    longer = copy.deepcopy(tokenizer)
+    longer.add_tokens([f"[more {number}]" for number in range(200)])
+    assert texts(ask((wide, longer), requests(sampling))) != expected

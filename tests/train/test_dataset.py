@@ -148,7 +148,7 @@ def test_nothing_left_is_one_line(smollm):
 def test_what_the_gate_has_seen_is_told(smollm):
     mention = Session("m", (Message("user", "What is <|im_end|>?"), Message("assistant", "A token.")))
     _, lines = made([SHORT, mention], smollm)
-    assert lines == ["1 of 2 rows (such as m) mention special tokens, which stay text in training"]
+    assert lines == ["1 of 2 rows (such as m) mention control tokens, which stay text in training"]
 
 
 def test_a_lost_system_turn_stops_the_run_unless_it_is_accepted(smollm):
