@@ -118,7 +118,6 @@ def _measure(job: dict[str, Any]) -> StepMeasurement:
             output=Path(job["output"]),
             say=silent,
         )
-        trainer.use_kernels()
         trainer.create_optimizer()
         before = _begin()
         steps = _timed_steps(trainer, range(len(rows)))

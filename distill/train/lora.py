@@ -46,6 +46,12 @@ def require_targets(model: Any, options: LoraOptions) -> None:
         )
 
 
+def decoder_of(causal: Any) -> Any:
+    """The part of a causal language model that a text passes through: of one that sees images, its text part."""
+    config = causal.config
+    return causal.base_model if config.get_text_config() is config else causal.get_decoder()
+
+
 def train_in_float32(model: Any) -> None:
     """Undo TRL's cast of the adapter to bfloat16.
 

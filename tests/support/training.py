@@ -83,7 +83,8 @@ def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1, earlier=None):
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    trainer.use_kernels(earlier)
+    if earlier is not None:
+        trainer.use_kernels(earlier)
     return trainer
 
 

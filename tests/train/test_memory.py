@@ -49,7 +49,7 @@ def trainer(small):
         trainer = build.build(
             small, None, loading.load_tokenizer(small), found, options=options, seed=0, output=small / "no", say=print
         )
-    trainer.use_kernels()
+
     return trainer
 
 
