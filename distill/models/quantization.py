@@ -28,6 +28,17 @@ def require_plain(folder: Path) -> None:
         )
 
 
+def require_quantised(model: Any) -> None:
+    """Raise `ModelError` where bitsandbytes has quantised none of the layers of a model that was to be in 4 bits."""
+    if not packed_layers(model):
+        layers = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+        kinds = sorted({type(module).__name__ for module in layers} - {"Linear"})
+        raise ModelError(
+            f"none of the weights of a {model.config.model_type} model can be held in 4 bits here"
+            f"{f' (its layers are {kinds[0]})' if kinds else ''}; use train.method: lora"
+        )
+
+
 def _nf4(dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 

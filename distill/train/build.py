@@ -23,7 +23,7 @@ from distill.models.quantization import require_plain
 from distill.train import packing, router, row_check, self_check
 from distill.train.dataset import Examples
 from distill.train.kernels import losses
-from distill.train.lora import adapter_of, require_targets, train_in_float32
+from distill.train.lora import adapter_of, train_in_float32
 from distill.train.memory import fit
 from distill.train.packing import PackingPlan
 from distill.train.sft_trainer import Noise, recompute
@@ -83,7 +83,7 @@ def build(
         args=_arguments(device, dtype == torch.bfloat16, options=options, seed=seed, output=output),
         train_dataset=_sample(examples),
         processing_class=copy.deepcopy(tokenizer),  # TRL may set its pad token
-        peft_config=None if options.method == "full" else adapter_of(options.lora),
+        peft_config=None if options.method == "full" else adapter_of(options.lora, model),
         callbacks=list(callbacks),
     )
     recompute(model, layout.checkpointing, layers=layout.layers)
@@ -120,8 +120,6 @@ def _base(base: Path, layers: list[int] | None, options: TrainOptions, dtype: to
     model.config.use_cache = False
     if options.method == "full":
         model.requires_grad_(True)
-    else:
-        require_targets(model, options.lora)
     return model
 
 

@@ -8,10 +8,10 @@ one fails, training takes the slower way that is right. Counted are the weights 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object
@@ -22,16 +22,16 @@ from distill.errors import ModelError
 from distill.models.alone import can_batch
 from distill.models.chat_template import IGNORED, Example
 from distill.models.generation import Batch
+from distill.models.pruning import decoder_of
 from distill.models.quantization import unpacked
 from distill.models.third_party import first_line, quietly
 from distill.models.trial import FAULTS, is_near
 from distill.train import row_check
 from distill.train.kernels.losses import WAYS
 from distill.train.kernels.patch import causal_of, started_adapters
-from distill.train.lora import decoder_of
 from distill.train.sft_trainer import Trainer
 
-ROW_TOKENS, PAIR_TOKENS, LEAST_TOKENS = 128, 48, 8
+ROW_TOKENS, PAIR_TOKENS, LEAST_TOKENS = 96, 48, 8
 """Most tokens of the row whose gradients are compared and of each of two sessions laid together, and least of any."""
 ADAPTER_SCALE = 0.02
 """Standard deviation of an adapter's B in the trials; its initial zeros would hide half of an adapter's arithmetic."""
@@ -44,6 +44,7 @@ SMALL = 1e-3
 """Share of the largest gradient's norm below which another weight's gradient is rounding, and not compared."""
 FEW = 0.9
 """Share of the weights of the layers that adapters, or 4 bits, cover in a dense model, and more."""
+_Result = TypeVar("_Result")
 _ADAPTED, _QUANTISED = "adapters reach", "4 bits hold"
 
 
@@ -114,12 +115,23 @@ def _verdicts(trainer: Trainer) -> dict[str, bool]:
     row = _row(trainer)
     expected, gradients = _own_results(trainer, row)
     trainer.use_kernels()
-    verdicts = {way: _near(trainer, expected, _losses(trainer, row, way)) for way in trainer.ways()}
-    trainer.adopt(verdicts)
-    mine = torch.autograd.grad(trainer.token_losses(dict(row)).mean(), _weights(trainer), allow_unused=True)
-    verdicts["gradients"] = _gradients_agree(trainer, gradients, mine)
+    verdicts = dict(_ways(trainer, row, expected, gradients))
     trainer.adopt(verdicts)
     return verdicts | _layouts(trainer) | {"decoder": _decodes(trainer)}
+
+
+def _ways(
+    trainer: Trainer, row: dict[str, Any], expected: Tensor, gradients: Sequence[Tensor | None]
+) -> Iterator[tuple[str, bool]]:
+    """The ways of the loss from the fastest to the first that agrees, and whether its gradients do too."""
+    for way in trainer.ways():
+        losses = _attempt(lambda way=way: trainer.token_losses(dict(row), way))
+        agrees = way == "own" or (losses is not None and _near(trainer, expected, losses.detach()))
+        yield way, agrees
+        if agrees and losses is not None:
+            mine = _attempt(lambda losses=losses: _gradients(trainer, losses))
+            yield "gradients", mine is not None and _gradients_agree(trainer, gradients, mine)
+            return
 
 
 def _row(trainer: Trainer) -> dict[str, Any]:
@@ -142,13 +154,25 @@ def _own_results(trainer: Trainer, row: dict[str, Any]) -> tuple[Tensor, Sequenc
     """Losses and gradients by the model's own forward and plain autograd."""
     try:
         losses = trainer.token_losses(dict(row), "own")
-        gradients = torch.autograd.grad(losses.mean(), _weights(trainer), allow_unused=True)
+        return losses.detach(), _gradients(trainer, losses)
     except FAULTS as error:
         name = trainer.model.config.model_type
         raise ModelError(
-            f"a {name} model cannot be trained here, its own forward fails: {first_line(error)}"
+            f"a {name} model cannot be trained here: its own forward fails ({first_line(error)})"
         ) from error
-    return losses.detach(), gradients
+
+
+def _gradients(trainer: Trainer, losses: Tensor) -> Sequence[Tensor | None]:
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(losses.mean(), _weights(trainer), allow_unused=True)
+    return gradients
+
+
+def _attempt(function: Callable[[], _Result]) -> _Result | None:
+    """What the function returns; None where the model cannot take its inputs."""
+    try:
+        return function()
+    except FAULTS:
+        return None
 
 
 def _weights(trainer: Trainer) -> list[Tensor]:
@@ -159,17 +183,8 @@ def _weights(trainer: Trainer) -> list[Tensor]:
     return [weight for weight in trained if weight.dim() == 1] or trained[:1]
 
 
-def _losses(trainer: Trainer, inputs: dict[str, Any], way: str | None = None) -> Tensor | None:
-    """Nats of each trained token, without a gradient; None where the model cannot take such inputs."""
-    try:
-        with torch.no_grad():
-            return trainer.token_losses(dict(inputs), way)
-    except FAULTS:
-        return None
-
-
-def _near(trainer: Trainer, expected: Tensor, losses: Tensor | None) -> bool:
-    return losses is not None and is_near(expected, losses, tolerance=LOSS[_dtype(trainer)])
+def _near(trainer: Trainer, expected: Tensor, losses: Tensor) -> bool:
+    return is_near(expected, losses, tolerance=LOSS[_dtype(trainer)])
 
 
 def _dtype(trainer: Trainer) -> torch.dtype:
@@ -192,14 +207,16 @@ def _layouts(trainer: Trainer) -> dict[str, bool]:
     """Whether two sessions laid together have the losses of each alone, packed and else padded."""
     shortest = sorted(trainer.examples, key=lambda one: abs(len(one.input_ids) - PAIR_TOKENS))[:2]
     first, second = _cut(shortest[0], PAIR_TOKENS), _cut(shortest[-1], PAIR_TOKENS - LEAST_TOKENS)
-    expected = torch.cat([trainer.token_losses(_alone(trainer, one)).detach() for one in (first, second)])
     verdicts: dict[str, bool] = {}
-    for name in ("packed", "padded") if trainer.padding_free else ("padded",):
-        trainer.lay_out(packed=name == "packed")
-        batch = trainer._prepare_inputs(trainer.collated([first, second]))
-        verdicts[name] = _near(trainer, expected, _losses(trainer, batch))
-        if verdicts[name]:
-            break
+    with torch.no_grad():
+        expected = torch.cat([trainer.token_losses(_alone(trainer, one)) for one in (first, second)])
+        for name in ("packed", "padded") if trainer.padding_free else ("padded",):
+            trainer.lay_out(packed=name == "packed")
+            batch = trainer._prepare_inputs(trainer.collated([first, second]))
+            losses = _attempt(lambda batch=batch: trainer.token_losses(batch))
+            verdicts[name] = losses is not None and _near(trainer, expected, losses)
+            if verdicts[name]:
+                break
     return verdicts
 
 
@@ -233,8 +250,8 @@ def _differences(trainer: Trainer, verdicts: dict[str, bool]) -> Iterator[str]:
 def _shares(model: Any) -> dict[str, float]:
     """Shares of the weights of the decoder's layers, embeddings and output head excluded."""
     causal = causal_of(model)
-    whole = {id(layer.weight) for layer in (causal.get_input_embeddings(), causal.get_output_embeddings()) if layer}
-    decoder = decoder_of(causal)
+    decoder, head = decoder_of(causal), causal.get_output_embeddings()
+    whole = {id(one.weight) for one in decoder.modules() if isinstance(one, torch.nn.Embedding)} | {id(head.weight)}
     own = [one for name, one in decoder.named_parameters() if "lora_" not in name and id(one) not in whole]
     sizes = {id(one): _size(one) for one in own}
     total = max(1, sum(sizes.values()))

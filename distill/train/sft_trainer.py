@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from torch.utils.data import DataLoader
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -63,7 +65,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """By trial, whether the kernel agreed with the library."""
         self.verdicts: dict[str, bool] = {}
         """Those of the self-check."""
-        self.checked: SelfCheck | None = None
+        self.checked: SelfCheck
+        """Its self-check, from `build`."""
         self.way = "fused"
         """The way of `losses.WAYS` in which the loss is computed."""
         self.router: RouterLoss | None = None
@@ -99,8 +102,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         if self.kernels and not verdicts.get("gradients", True):
             unpatch(self.model)
             self.kernels = {}
-        agreed = [way for way in self.ways() if verdicts.get(way, True)]
-        self.way = agreed[0] if verdicts.get("gradients", True) else "own"
+        ways = self.ways() if verdicts.get("gradients", True) else ["own"]
+        self.way = next(way for way in ways if verdicts.get(way, True))
         if self.padding_free and not verdicts.get("packed", True):
             self.lay_out(packed=False)
         if not verdicts.get("padded", True):
@@ -248,6 +251,18 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         sums = losses.new_zeros(len(lengths)).index_add_(0, places[trained], losses)
         self.row_losses |= dict(zip(self._group, sums, strict=True))
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """The options' schedule, in which no step has the rate 0: of n steps of warm-up, the first has 1/(n+1)."""
+        if self.lr_scheduler is None:
+            rate = partial(
+                learning_rate,
+                steps=num_training_steps,
+                warmup=self.args.get_warmup_steps(num_training_steps),
+                falls=_FALLS[str(self.args.lr_scheduler_type.value)],
+            )
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)
+        return self.lr_scheduler
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save the layout too, which the options do not determine."""
         with self.saving(self.state.global_step):
@@ -269,6 +284,21 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         if any(passed and not kernels.get(name, True) for name, passed in self.passed.items()):
             self.use_kernels(kernels)
         self.adopt({name: agrees and verdicts.get(name, True) for name, agrees in self.verdicts.items()})
+
+
+_FALLS: Mapping[str, Callable[[float], float]] = {
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "constant_with_warmup": lambda progress: 1.0,
+}
+"""By transformers' name of a schedule: share of the highest rate by the share of the steps after the warm-up."""
+
+
+def learning_rate(step: int, *, steps: int, warmup: int, falls: Callable[[float], float]) -> float:
+    """Share of the highest rate at a step, counted from 0, of `steps` of which the first `warmup` rise."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return falls(min(1.0, (step - warmup) / max(1, steps - warmup)))
 
 
 def _random_state() -> list[torch.Tensor]:
