@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import TrainerCallback
@@ -18,6 +19,7 @@ from distill.core.jsonl import whole_rows
 from distill.core.weights import fingerprint
 from distill.errors import DistillError, RecipeError
 from distill.models import loading
+from distill.models.device import free_memory
 from distill.models.pruning import kept_layers, layers_in, least_changing
 from distill.models.quantization import require_right_gradients
 from distill.models.third_party import explained_errors, quiet
@@ -124,6 +126,26 @@ def train(
         checkpoints.require_same_run()
     with quiet(), explained_errors(student_folder):
         return _run(job, checkpoints, progress or Silent(), say, fresh=fresh, callbacks=callbacks)
+
+
+def try_model(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[[str], None]) -> str:
+    """The line of the self-check on these sessions, with the model of a training by these settings; keeps nothing.
+
+    Layers to prune are left out evenly, whatever `prune_by`, for that needs no data. Raises as `train`.
+    """
+    options = settings.options
+    base = loading.materialise(settings.model, say=say)
+    tokenizer = loading.load_tokenizer(base)
+    examples = checked_examples(sessions, settings.template, tokenizer, options, silent)
+    layers = list(kept_layers(layers_in(base), settings.layers)) if settings.layers is not None else None
+    with TemporaryDirectory() as folder, quiet(), explained_errors(Path(folder)):
+        trainer = build(
+            base, layers, tokenizer, examples, options=options, seed=settings.seed, output=Path(folder), say=silent
+        )
+        line = trainer.checked.line("self-check on rows made of seeds")
+        del trainer
+    free_memory()
+    return line
 
 
 def _job(

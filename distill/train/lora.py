@@ -21,6 +21,8 @@ from distill.models.third_party import first_line
 if TYPE_CHECKING:
     from distill.train.options import LoraOptions
 
+_LINEAR = (torch.nn.Linear, Conv1D)
+
 
 def adapter_of(options: LoraOptions, model: Any) -> LoraConfig:
     """The options as PEFT's configuration for a model. Raises `RecipeError` for targets that cannot be adapted."""
@@ -36,8 +38,8 @@ def adapter_of(options: LoraOptions, model: Any) -> LoraConfig:
     )
     names = _linear_layers(model)
     if options.target_modules == "all-linear":
-        if unfit := _unfit(model, config, names):
-            config.target_modules = [name for name in names if name not in unfit]
+        unfit = _unfit(model, config, names)
+        config.target_modules = [name for name in names if name not in unfit]
     else:
         _require_targets(options.target_modules, names)
     return config
@@ -46,8 +48,7 @@ def adapter_of(options: LoraOptions, model: Any) -> LoraConfig:
 def _linear_layers(model: Any) -> list[str]:
     """Full names of all linear layers but the output head."""
     head = model.get_output_embeddings()
-    linear = (torch.nn.Linear, Conv1D)
-    return [name for name, one in model.named_modules() if isinstance(one, linear) and one is not head]
+    return [name for name, one in model.named_modules() if isinstance(one, _LINEAR) and one is not head]
 
 
 def _require_targets(targets: Sequence[str], names: Sequence[str]) -> None:
@@ -64,25 +65,32 @@ def _unfit(model: Any, config: LoraConfig, names: Sequence[str]) -> set[str]:
     """Linear layers that texts do not pass through, such as those for images, that return more than a tensor, such as
     routers, and that PEFT refuses to adapt.
 
-    PEFT is asked on a copy of the model without weights: it refuses one name at a time, by an error.
+    PEFT is asked on a copy of the model without weights. It refuses one name at a time, by an error; in a mixture of
+    experts it takes some names for the experts', whose adapters keep a copy of all experts for the backward pass.
     """
     decoder = set(decoder_of(model).modules())
     modules = dict(model.named_modules())
     is_part = decoder_of(model) is not model.base_model
     unfit = {name for name in names if (is_part and modules[name] not in decoder) or not _is_function(modules[name])}
-    trial = replace(config, init_lora_weights=False)
     while True:
         with torch.device("meta"):
             empty = type(model)(copy.deepcopy(model.config))
-        trial.target_modules = [name for name in names if name not in unfit] if unfit else "all-linear"
+        fit = [name for name in names if name not in unfit]
+        trial = replace(config, init_lora_weights=False, target_modules=fit)
         try:
             get_peft_model(empty, trial)
-            return unfit
         except ValueError as error:
-            refused = {name for name in names if f"'{name.rpartition('.')[2]}'" in str(error)} - unfit
+            refused = {name for name in fit if f"'{name.rpartition('.')[2]}'" in str(error)}
             if not refused:
                 raise ModelError(f"a {model.config.model_type} model takes no adapter: {first_line(error)}") from error
-            unfit |= refused
+        else:
+            adapted = {
+                name for name, one in empty.named_modules() if isinstance(getattr(one, "base_layer", None), _LINEAR)
+            }
+            refused = set(fit) - adapted if trial.target_parameters else set()
+        if not refused:
+            return unfit
+        unfit |= refused
 
 
 def _is_function(layer: Any) -> bool:

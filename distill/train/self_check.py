@@ -64,15 +64,15 @@ class SelfCheck:
     skipped: str | None = None
     """Why nothing was tried."""
 
-    def line(self) -> str:
-        """The outcome as one line."""
+    def line(self, name: str = "self-check") -> str:
+        """The outcome as one line that begins with `name`."""
         if self.skipped is not None:
-            return f"self-check: skipped, {self.skipped}"
+            return f"{name}: skipped, {self.skipped}"
         shares = {_ADAPTED: self.adapted, _QUANTISED: self.quantised}
         told = " ".join(self.findings)
-        covered = [f"{name} {share:.0%}" for name, share in shares.items() if share is not None and name not in told]
+        covered = [f"{part} {share:.0%}" for part, share in shares.items() if share is not None and part not in told]
         of = [f"{' and '.join(covered)} of the layers' weights"] if covered else []
-        return f"self-check: {'; '.join([*(self.findings or ['as assumed']), *of])}"
+        return f"{name}: {'; '.join([*(self.findings or ['as assumed']), *of])}"
 
     def as_json(self) -> dict[str, Any]:
         """For checks.json, run.json and the model card."""

@@ -49,7 +49,7 @@ def run(
     callbacks=(),
     fresh=False,
 ):
-    """Train a student; returns the result and what was said."""
+    """Train a student; returns the result and what was said besides the self-check's line."""
     from distill.train import loop
 
     lines: list[str] = []
@@ -62,7 +62,7 @@ def run(
         say=lines.append,
         callbacks=callbacks,
     )
-    return result, lines
+    return result, [line for line in lines if not line.startswith("self-check: ")]
 
 
 def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1, earlier=None):
