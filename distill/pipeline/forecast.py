@@ -222,18 +222,31 @@ def _training(recipe: Recipe) -> list[str]:
     layers = recipe.student.prune.layers if recipe.student.prune is not None else None
     shape = _shape(recipe.student.model, layers)
     if shape is None:
-        return ["train: memory unknown, the student's config.json is not on this machine"]
+        is_here = (Path(recipe.student.model).expanduser() / "config.json").is_file()
+        why = "does not say its sizes by names that are known here" if is_here else "is not on this machine"
+        return [f"train: memory unknown, the student's config.json {why}"]
     options = recipe.train.options
     gpu, cpu = (usual_pass(options, device, shape.layers) for device in DEVICES)
     return [
         f"train: {options.method} at a learning rate of {options.learning_rate:g} takes about "
         f"{estimate(shape, options, gpu).total / 1e9:.1f} GB on a GPU (passes of {gpu.tokens:,} tokens), "
         f"{estimate(shape, options, cpu).total / 1e9:.1f} GB on a CPU (of {cpu.tokens:,}); "
-        "`distill train --plan` measures it"
+        "`distill train --plan` measures it",
+        *_experts(shape, options.method),
+    ]
+
+
+def _experts(shape: Shape, method: str) -> list[str]:
+    if not shape.experts or method == "full":
+        return []
+    share = shape.expert_weights() / (shape.expert_weights() + shape.linear_weights() + shape.other_weights())
+    return [
+        f"train: {shape.experts} experts a layer hold {share:.0%} of the weights; they stay in 16 bits (32 on a CPU), "
+        "and adapters do not reach them"
     ]
 
 
 def _shape(model: str, layers: int | None) -> Shape | None:
     if model in EMBEDDED:
         return replace(SMOLLM2, layers=layers or SMOLLM2.layers)
-    return shape_in(Path(model), layers=layers)
+    return shape_in(Path(model).expanduser(), layers=layers)

@@ -158,7 +158,7 @@ def _own_results(trainer: Trainer, row: dict[str, Any]) -> tuple[Tensor, Sequenc
     except FAULTS as error:
         name = trainer.model.config.model_type
         raise ModelError(
-            f"a {name} model cannot be trained here: its own forward fails ({first_line(error)})"
+            f"a {name} model cannot be trained with these options: its own forward fails ({first_line(error)})"
         ) from error
 
 
