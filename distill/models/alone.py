@@ -38,7 +38,7 @@ def can_batch(model: Any, kind: type[Batch], *, say: console.Say = console.say) 
     """Whether batched decoding gives what `generate` gives, one row at a time; tried once for each model."""
     tried = _TRIED.setdefault(model, {})
     if kind not in tried:
-        with quietly(), torch.inference_mode():
+        with quietly(), torch.no_grad():
             tried[kind] = _agrees(model, kind)
         if not tried[kind]:
             name = model.config.model_type
@@ -95,7 +95,7 @@ def _generate(model: Any, ids: Sequence[int], tokens: int, **options: Any) -> An
     """What `generate` returns for a prompt and a number of new tokens, greedily and with a cache."""
     inputs = torch.tensor([list(ids)], device=model.device)
     settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, use_cache=True, pad_token_id=0)
-    with _plain_settings(model), torch.inference_mode():
+    with _plain_settings(model), torch.no_grad():
         return model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=settings, **options)
 
 

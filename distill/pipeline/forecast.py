@@ -15,6 +15,7 @@ from distill.core.embedded import EMBEDDED
 from distill.curate.filters.judge import Judge
 from distill.engine.budget import BOUNDS
 from distill.engine.progress import PILOT
+from distill.errors import RecipeError
 from distill.expand.pool import ProposalCost
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
@@ -225,6 +226,7 @@ def _training(recipe: Recipe) -> list[str]:
         is_here = (Path(recipe.student.model).expanduser() / "config.json").is_file()
         why = "does not say its sizes by names that are known here" if is_here else "is not on this machine"
         return [f"train: memory unknown, the student's config.json {why}"]
+    _require_layers(recipe.student.model, layers)
     options = recipe.train.options
     gpu, cpu = (usual_pass(options, device, shape.layers) for device in DEVICES)
     return [
@@ -234,6 +236,13 @@ def _training(recipe: Recipe) -> list[str]:
         "`distill train --plan` measures it",
         *_experts(shape, options.method),
     ]
+
+
+def _require_layers(model: str, layers: int | None) -> None:
+    """Raise `RecipeError` where more layers are to be kept than the model's config.json has."""
+    whole = _shape(model, None)
+    if layers is not None and whole is not None and layers > whole.layers:
+        raise RecipeError(f"student.prune.layers: {layers} cannot be kept, {model} has {whole.layers}")
 
 
 def _experts(shape: Shape, method: str) -> list[str]:

@@ -76,7 +76,7 @@ def _unfit(model: Any, config: LoraConfig, names: Sequence[str]) -> set[str]:
         with torch.device("meta"):
             empty = type(model)(copy.deepcopy(model.config))
         fit = [name for name in names if name not in unfit]
-        trial = replace(config, init_lora_weights=False, target_modules=fit)
+        trial = replace(copy.deepcopy(config), init_lora_weights=False, target_modules=fit)  # PEFT changes it
         try:
             get_peft_model(empty, trial)
         except ValueError as error:

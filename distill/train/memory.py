@@ -44,11 +44,12 @@ _NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "intermediate": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
+    "two_matrices": ("ffn_dim", "n_inner", "ffn_hidden_size"),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
     "shared": ("shared_expert_intermediate_size", "shared_intermediate_size"),
 }
-"""Names of a size in the configurations of families; the last three are missing in some."""
+"""Names of a size in the configurations of families; the last three are missing in some. `two_matrices` is the width of
+a feed-forward of two matrices instead of the usual three."""
 
 
 def _named(config: Mapping[str, Any], size: str) -> int:
@@ -85,7 +86,7 @@ class Shape:
         """
         text = {**config, **config.get("text_config", {})}
         hidden, heads, experts = (_named(text, name) for name in ("hidden", "heads", "experts"))
-        width = _named(text, "intermediate") or 4 * hidden
+        width = text.get("intermediate_size") or (_named(text, "two_matrices") or 4 * hidden) * 2 // 3
         shared = _named(text, "shared") or text.get("n_shared_experts", 0) * text.get("moe_intermediate_size", 0)
         return cls(
             hidden=hidden,

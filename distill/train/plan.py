@@ -121,6 +121,7 @@ def _pass(
 def _of_pass(
     work: Work, options: TrainOptions, measurement: StepMeasurement, lora_bytes: float | None
 ) -> Iterator[str]:
+    yield measurement.self_check
     yield _measurement(measurement)
     yield f"time to finish: about {duration(seconds_of(work, measurement))}, reading the base not counted"
     for line in of_memory(work, options, measurement, whole_bytes=lora_bytes, gpu="CPU" not in measurement.device):

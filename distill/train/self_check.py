@@ -31,7 +31,7 @@ from distill.train.kernels.losses import WAYS
 from distill.train.kernels.patch import causal_of, started_adapters
 from distill.train.sft_trainer import Trainer
 
-ROW_TOKENS, PAIR_TOKENS, LEAST_TOKENS = 96, 48, 8
+ROW_TOKENS, PAIR_TOKENS, LEAST_TOKENS = 64, 32, 8
 """Most tokens of the row whose gradients are compared and of each of two sessions laid together, and least of any."""
 ADAPTER_SCALE = 0.02
 """Standard deviation of an adapter's B in the trials; its initial zeros would hide half of an adapter's arithmetic."""
@@ -125,11 +125,11 @@ def _ways(
 ) -> Iterator[tuple[str, bool]]:
     """The ways of the loss from the fastest to the first that agrees, and whether its gradients do too."""
     for way in trainer.ways():
-        losses = _attempt(lambda way=way: trainer.token_losses(dict(row), way))
+        losses = _attempt(trainer.token_losses, dict(row), way)
         agrees = way == "own" or (losses is not None and _near(trainer, expected, losses.detach()))
         yield way, agrees
         if agrees and losses is not None:
-            mine = _attempt(lambda losses=losses: _gradients(trainer, losses))
+            mine = _attempt(_gradients, trainer, losses)
             yield "gradients", mine is not None and _gradients_agree(trainer, gradients, mine)
             return
 
@@ -167,20 +167,20 @@ def _gradients(trainer: Trainer, losses: Tensor) -> Sequence[Tensor | None]:
     return gradients
 
 
-def _attempt(function: Callable[[], _Result]) -> _Result | None:
-    """What the function returns; None where the model cannot take its inputs."""
-    try:
-        return function()
-    except FAULTS:
-        return None
-
-
 def _weights(trainer: Trainer) -> list[Tensor]:
     """The trained weights whose gradients are compared: adapters, else vectors, which stand in every layer."""
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     if hasattr(trainer.model, "peft_config"):
         return trained
     return [weight for weight in trained if weight.dim() == 1] or trained[:1]
+
+
+def _attempt(function: Callable[..., _Result], *args: Any) -> _Result | None:
+    """What the function returns; None where the model cannot take its inputs."""
+    try:
+        return function(*args)
+    except FAULTS:
+        return None
 
 
 def _near(trainer: Trainer, expected: Tensor, losses: Tensor) -> bool:
@@ -213,7 +213,7 @@ def _layouts(trainer: Trainer) -> dict[str, bool]:
         for name in ("packed", "padded") if trainer.padding_free else ("padded",):
             trainer.lay_out(packed=name == "packed")
             batch = trainer._prepare_inputs(trainer.collated([first, second]))
-            losses = _attempt(lambda batch=batch: trainer.token_losses(batch))
+            losses = _attempt(trainer.token_losses, batch)
             verdicts[name] = losses is not None and _near(trainer, expected, losses)
             if verdicts[name]:
                 break
@@ -235,7 +235,7 @@ def _of_all(trainer: Trainer, verdicts: dict[str, bool]) -> dict[str, bool]:
 
 _CLAUSES = {
     "gradients": "our kernels' gradients are not those of plain autograd, so they are off",
-    "packed": "packed sessions see each other in this model, so they are padded",
+    "packed": "packed sessions see each other or fail in this model, so they are padded",
     "padded": "padding changes the loss of this model, so each session has its own pass",
     "decoder": "it cannot be batched for generation, so its answers are generated one by one",
 }

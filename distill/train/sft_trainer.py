@@ -253,15 +253,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """The options' schedule, in which no step has the rate 0: of n steps of warm-up, the first has 1/(n+1)."""
-        if self.lr_scheduler is None:
+        scheduler: LambdaLR | None = getattr(self, "lr_scheduler", None)
+        if scheduler is None:
             rate = partial(
                 learning_rate,
                 steps=num_training_steps,
                 warmup=self.args.get_warmup_steps(num_training_steps),
                 falls=_FALLS[str(self.args.lr_scheduler_type.value)],
             )
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)
-        return self.lr_scheduler
+            self.lr_scheduler = scheduler = LambdaLR(optimizer or self.optimizer, rate)
+        return scheduler
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save the layout too, which the options do not determine."""
