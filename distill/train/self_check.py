@@ -27,7 +27,6 @@ from distill.models.quantization import unpacked
 from distill.models.third_party import first_line, quietly
 from distill.models.trial import FAULTS, is_near
 from distill.train import row_check
-from distill.train.kernels.losses import WAYS
 from distill.train.kernels.patch import causal_of, started_adapters
 from distill.train.sft_trainer import Trainer
 
@@ -155,6 +154,8 @@ def _own_results(trainer: Trainer, row: dict[str, Any]) -> tuple[Tensor, Sequenc
     try:
         losses = trainer.token_losses(dict(row), "own")
         return losses.detach(), _gradients(trainer, losses)
+    except torch.OutOfMemoryError:
+        raise
     except FAULTS as error:
         name = trainer.model.config.model_type
         raise ModelError(
@@ -179,6 +180,8 @@ def _attempt(function: Callable[..., _Result], *args: Any) -> _Result | None:
     """What the function returns; None where the model cannot take its inputs."""
     try:
         return function(*args)
+    except torch.OutOfMemoryError:
+        raise
     except FAULTS:
         return None
 
@@ -228,9 +231,7 @@ def _decodes(trainer: Trainer) -> bool:
 def _of_all(trainer: Trainer, verdicts: dict[str, bool]) -> dict[str, bool]:
     """The verdicts of all processes together, so that they compute alike."""
     every = gather_object([verdicts]) if trainer.args.world_size > 1 else [verdicts]
-    return {
-        name: all(one.get(name, False) for one in every) for name in sorted({name for one in every for name in one})
-    }
+    return {name: all(one.get(name, True) for one in every) for one in every for name in one}
 
 
 _CLAUSES = {
@@ -242,7 +243,7 @@ _CLAUSES = {
 
 
 def _differences(trainer: Trainer, verdicts: dict[str, bool]) -> Iterator[str]:
-    if trainer.way == list(WAYS)[-1]:
+    if not verdicts.get("fused", True):
         yield "the output head is more than a linear layer, so the loss is that of the model's own forward"
     yield from (clause for name, clause in _CLAUSES.items() if not verdicts.get(name, True))
 
