@@ -11,7 +11,10 @@ _BASE: dict[str, Any] = {
     **_IDS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 256, "num_key_value_heads": 2, "head_dim": 16,
 }  # fmt: skip
-_GPT: dict[str, Any] = {**_IDS, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
+_GPT: dict[str, Any] = {
+    **_IDS, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}  # fmt: skip
 _MOE: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16}
 _LINEAR: dict[str, Any] = {
@@ -20,7 +23,7 @@ _LINEAR: dict[str, Any] = {
 }  # fmt: skip
 _OPT: dict[str, Any] = {
     **_IDS, "hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "max_position_embeddings": 256, "word_embed_proj_dim": 64,
+    "max_position_embeddings": 256, "word_embed_proj_dim": 64, "dropout": 0.0,
 }  # fmt: skip
 _FALCON: dict[str, Any] = {**_IDS, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 _WINDOW: dict[str, Any] = {"sliding_window": 16}
