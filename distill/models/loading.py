@@ -24,7 +24,7 @@ from distill.models import pretrained
 from distill.models.device import default_device, default_dtype, free_memory
 from distill.models.gguf.reading import part_pad_from_eos, read_gguf
 from distill.models.pruning import prune
-from distill.models.quantization import _nf4, _settle_quantised, require_quantised
+from distill.models.quantization import _nf4, _settle_quantised, dequantised, require_quantised
 from distill.models.third_party import first_line, quietly
 
 CONVERSION = 2
@@ -274,8 +274,7 @@ def load_student(
     )
     with quietly():
         if info["quantised"] and merge:
-            model = model.dequantize()
-            model.is_loaded_in_4bit = False  # transformers leaves it set
+            model = dequantised(model)
         if adapter:
             model = adapted(model, student_folder, merge=merge)
     if merge:
