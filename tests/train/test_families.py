@@ -114,11 +114,15 @@ def test_the_routers_loss_counts_once_whatever_the_passes(tmp_path):
     assert trainer.model.config.router_aux_loss_coef > 0
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma3-vl"])
-def test_layers_are_pruned_in_families_that_name_them_otherwise(name, tmp_path):
-    from distill.models.loading import load_student
+@pytest.mark.parametrize(("name", "method"), [("gpt2", "qlora"), ("gemma3-vl", "lora")])
+def test_layers_are_pruned_in_families_that_name_them_otherwise_and_read_again_when_merged(name, method, tmp_path):
+    from distill.models.loading import load_causal, load_student, load_tokenizer
 
     model = save_arch(name, tmp_path / "model")
-    run(tmp_path / "student", str(model), sessions=ROWS, options=options(method="lora", **ONE_STEP), layers=2)
+    run(tmp_path / "student", str(model), sessions=ROWS, options=options(method=method, **ONE_STEP), layers=2)
     student, _ = load_student(tmp_path / "student", adapter=True)
     assert student.config.get_text_config().num_hidden_layers == 2
+    student.save_pretrained(tmp_path / "student")
+    rows = examples(load_tokenizer(model))
+    (tmp_path / "student/adapter_config.json").unlink()
+    assert mean_loss(load_causal(tmp_path / "student"), rows) == pytest.approx(mean_loss(student, rows), abs=1e-4)
