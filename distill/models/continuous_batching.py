@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from distill.engine.providers import ProviderError, Reply, one_line
-from distill.errors import DistillError, ServerError
+from distill.errors import DistillError
 from distill.models import chat_template
+from distill.models.alone import can_batch, generate
 from distill.models.generation import Batch, GenerationRow, GrowingLayer, all_end_ids, fit, row_random
 from distill.models.padding import context_tokens
 from distill.types import Request
@@ -78,12 +78,12 @@ class Decoder:
     """
 
     def __init__(self, model: Any, tokenizer: Any, template: str, *, most_rows: int = MOST_ROWS) -> None:
-        """Raises `ServerError` for a model whose state is not keys and values, which cannot be padded."""
-        _check_cache(model)
+        """A model that cannot be batched answers one request at a time."""
         self._model = model
+        self._is_batched = can_batch(model, _OpenBatch)
         self._tokenizer = tokenizer
         self._template = template
-        self._most_rows = most_rows
+        self._most_rows = most_rows if self._is_batched else 1
         self._ends = all_end_ids(model, tokenizer, template)
         self._requests: SimpleQueue[_Job | None] = SimpleQueue()
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
@@ -206,6 +206,10 @@ class Decoder:
     def _admit(self, jobs: list[_Job]) -> None:
         """Prefill jobs together; where the model fails, one by one, so that the fault of one harms no other."""
         try:
+            if not self._is_batched:
+                job = jobs[0]
+                generate(self._model, job.row, cancelled=lambda: self._stopping or job.future.cancelled())
+                return
             joining = _OpenBatch(self._model, [job.row for job in jobs])
             joining.step()
             if self._batch is None:
@@ -279,7 +283,7 @@ class _OpenBatch(Batch):
     def join(self, other: _OpenBatch) -> None:
         """Add the rows of another batch; finished rows of both are removed."""
         for batch in (self, other):
-            batch._keep([index for index, row in enumerate(batch.rows) if not row.done])
+            batch.keep([index for index, row in enumerate(batch.rows) if not row.done])
         width = max(self._mask.shape[1], other._mask.shape[1])
         for mine, its in zip(self._cache.layers, other._cache.layers, strict=True):
             mine.keys = _stacked(mine.keys, its.keys, width - 1)
@@ -288,8 +292,9 @@ class _OpenBatch(Batch):
         self._next = torch.cat([self._next, other._next])
         self.rows = [*self.rows, *other.rows]
 
-    def _keep(self, going: list[int]) -> None:
-        super()._keep(going)
+    def keep(self, going: list[int]) -> None:
+        """Keep only the rows at these places, without the columns that are padding in all of them."""
+        super().keep(going)
         if not going or not (empty := int(self._mask.argmax(-1).min())):
             return
         self._mask = self._mask[:, empty:]
@@ -306,14 +311,3 @@ def _left_padded(tensor: torch.Tensor, width: int, *, dim: int) -> torch.Tensor:
     missing = width - tensor.shape[dim]
     behind = (0, 0) * (tensor.dim() - 1 - dim)
     return torch.nn.functional.pad(tensor, (*behind, missing, 0))
-
-
-def _check_cache(model: Any) -> None:
-    foreign = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    foreign -= {DynamicLayer, DynamicSlidingWindowLayer}
-    if foreign:
-        kinds = ", ".join(sorted(kind.__name__ for kind in foreign))
-        raise ServerError(
-            f"a {model.config.model_type} model keeps more than keys and values ({kinds}), which this server cannot "
-            "batch; use `serve: vllm`"
-        )

@@ -22,6 +22,7 @@ from distill.core.hashing import json_sha256
 from distill.engine.providers import ProviderError, Reply
 from distill.errors import DistillError
 from distill.models import chat_template
+from distill.models.alone import can_batch, generate
 from distill.models.padding import by_length, context_tokens, padded
 from distill.types import Finish, Request, Sampling, Usage
 
@@ -61,6 +62,11 @@ def answer(
     for row, request in zip(rows, requests, strict=True):
         fit(row, request, template, context_tokens(model))
     ready = [row for row in rows if row.error is None]
+    if ready and not can_batch(model, Batch):
+        for row in ready:
+            generate(model, row)
+            _notify(watch, rows)
+        return [row.error or row.reply() for row in rows]
     sizes = [len(row.prompt) + row.limit for row in ready]
     for group in by_length(sizes, rows=batch_size, tokens=BATCH_TOKENS):
         with torch.inference_mode():
@@ -190,28 +196,38 @@ class Batch:
 
     def step(self) -> None:
         """Sample one token for every row; the tokens of finished rows are ignored."""
-        logits = penalised(self.logits(), self.rows)
-        is_finite = torch.isfinite(logits).all(-1).tolist()
-        samplings, uniforms = [row.sampling for row in self.rows], [row.random.random() for row in self.rows]
-        logits = logits.nan_to_num()
-        logits[:, unnamed_ids(self.rows[0].tokenizer, logits.shape[1])] = -torch.inf
-        tokens = draw(logits, samplings, uniforms)
-        for row, token, fine in zip(self.rows, tokens, is_finite, strict=True):
-            if not fine and not row.done:
-                row.error = not_finite()
-            elif not row.done:
-                row.take(token)
+        self.advance(self.logits())
+
+    def advance(self, logits: torch.Tensor) -> None:
+        """Sample from the next token's logits (B × V), and remove finished rows where they are many."""
+        tokens = draw_rows(self.rows, logits)
         self._next = torch.tensor(tokens, device=self._mask.device)[:, None]
         going = [index for index, row in enumerate(self.rows) if not row.done]
         if 4 * len(going) <= 3 * len(self.rows):
-            self._keep(going)
+            self.keep(going)
         self._mask = torch.cat([self._mask, torch.ones_like(self._next)], dim=1)
 
-    def _keep(self, going: list[int]) -> None:
+    def keep(self, going: list[int]) -> None:
+        """Keep only the rows at these places."""
         self.rows = [self.rows[index] for index in going]
         indices = torch.tensor(going, dtype=torch.long, device=self._mask.device)
         self._next, self._mask = self._next[indices], self._mask[indices]
         self._cache.batch_select_indices(indices)
+
+
+def draw_rows(rows: Sequence[GenerationRow], logits: torch.Tensor) -> list[int]:
+    """Draw a token for every row from its logits (B × V), and add it where the row is not finished."""
+    logits = penalised(logits, rows)
+    is_finite = torch.isfinite(logits).all(-1).tolist()
+    logits = logits.nan_to_num()
+    logits[:, unnamed_ids(rows[0].tokenizer, logits.shape[1])] = -torch.inf
+    tokens = draw(logits, [row.sampling for row in rows], [row.random.random() for row in rows])
+    for row, token, fine in zip(rows, tokens, is_finite, strict=True):
+        if not fine and not row.done:
+            row.error = not_finite()
+        elif not row.done:
+            row.take(token)
+    return tokens
 
 
 @lru_cache(maxsize=4)

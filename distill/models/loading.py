@@ -24,7 +24,7 @@ from distill.models import pretrained
 from distill.models.device import default_device, default_dtype, free_memory
 from distill.models.gguf.reading import part_pad_from_eos, read_gguf
 from distill.models.pruning import prune
-from distill.models.quantization import _nf4, _settle_quantised
+from distill.models.quantization import _nf4, _settle_quantised, dequantised, require_quantised
 from distill.models.third_party import first_line, quietly
 
 CONVERSION = 2
@@ -219,7 +219,8 @@ def load_causal(
 
     `layers` keeps only these decoder layers; `quantise` stores the linear weights as NF4 with double quantisation
     and computes in `dtype`. NF4 codes are computed from float32 values, so that they do not depend on `dtype`.
-    Raises `ModelError` when the folder cannot be read, `MissingPackage` without bitsandbytes.
+    Raises `ModelError` when the folder cannot be read or nothing in it can be quantised, `MissingPackage` without
+    bitsandbytes.
     """
     place = torch.device(device) if device is not None else default_device()
     kind = dtype or default_dtype(place)
@@ -227,7 +228,7 @@ def load_causal(
     storage_dtype = torch.float32 if quantise else kind
     try:
         model = pretrained.load_model(
-            Path(folder), "AutoModelForCausalLM", dtype=storage_dtype, device_map={"": place}, **options
+            Path(folder), pretrained.kind_of(Path(folder)), dtype=storage_dtype, device_map={"": place}, **options
         )
     except ModelError as error:
         if isinstance(error.__cause__, ImportError) and quantise:
@@ -237,6 +238,7 @@ def load_causal(
     if layers is not None:
         prune(model, layers)
     if quantise:
+        require_quantised(model)
         _settle_quantised(model, kind)
     free_memory()
     return model.eval()
@@ -272,8 +274,7 @@ def load_student(
     )
     with quietly():
         if info["quantised"] and merge:
-            model = model.dequantize()
-            model.is_loaded_in_4bit = False  # transformers leaves it set
+            model = dequantised(model)
         if adapter:
             model = adapted(model, student_folder, merge=merge)
     if merge:

@@ -35,4 +35,4 @@ def padded(rows: Sequence[Sequence[int]], *, on_left: bool, device: Any) -> tupl
 
 def context_tokens(model: Any) -> int:
     """Tokens of the model's context."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)

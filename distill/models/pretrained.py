@@ -46,6 +46,22 @@ def load_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, **_DATA_ONLY)
 
 
+def kind_of(folder: Path) -> str:
+    """Name of the class of transformers that loads the model in a folder; models that see images may have their own.
+
+    Raises `ModelError` for one that does not generate text.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = load_config(folder)
+    for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in kind._model_mapping:
+            return str(kind.__name__)
+    raise ModelError(
+        f"{folder} is a {config.model_type} model, which does not generate text; give a causal language model"
+    )
+
+
 def load_tokenizer(folder: Path, kind: str = "AutoTokenizer", *, gguf_file: str | None = None) -> Any:
     """The tokenizer in a folder, or in a GGUF file of it, by a class of transformers. Raises `ModelError`."""
     import transformers

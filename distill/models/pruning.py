@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from distill.errors import ModelError
-from distill.models import chat_template
+from distill.models import chat_template, pretrained
+from distill.models.third_party import first_line
+from distill.models.trial import FAULTS
 
 MEASURED_ROWS = 16
 """Examples on which layers are measured. For 24 of SmolLM2-135M's 30 layers the choice is the same with 4, 8 and 16."""
+
+
+def layers_in(folder: Path) -> int:
+    """Number of decoder layers of the model in a folder, of whatever family. Raises `ModelError`."""
+    config = pretrained.load_config(folder).get_text_config()
+    return int(config.num_hidden_layers)
 
 
 def kept_layers(total: int, keep: int) -> tuple[int, ...]:
@@ -88,11 +97,26 @@ def prune(model: Any, layers: Sequence[int]) -> None:
         if "layer" in key and isinstance(value, list) and len(value) == len(stack):
             setattr(config, key, [value[index] for index in layers])  # layer_types, no_rope_layers …
     config.num_hidden_layers = len(layers)
+    try:
+        type(config).from_dict(config.to_dict())
+    except FAULTS as error:
+        raise ModelError(
+            f"a {config.model_type} model cannot be pruned, its configuration would not be read again "
+            f"({first_line(error)}); leave `prune` out of the recipe"
+        ) from error
 
 
 def _layer_stack(model: Any) -> tuple[str, torch.nn.ModuleList]:
+    """The decoder's layers and their name; a model that sees images has others, perhaps as many."""
     total = model.config.get_text_config().num_hidden_layers
+    inside = set(decoder_of(model).modules())
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == total:
+        if module in inside and isinstance(module, torch.nn.ModuleList) and len(module) == total:
             return name, module
     raise ModelError(f"no list of {total} layers in a {type(model).__name__}; leave `prune` out of the recipe")
+
+
+def decoder_of(causal: Any) -> Any:
+    """The part of a causal language model that a text passes through: of one that sees images, its text part."""
+    config = causal.config
+    return causal.base_model if config.get_text_config() is config else causal.get_decoder()

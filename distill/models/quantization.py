@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
 
 from distill.core.files import read_json
 from distill.errors import ModelError
@@ -26,6 +28,36 @@ def require_plain(folder: Path) -> None:
             f"{folder} holds weights quantised by {settings.get('quant_method', 'another tool')}; train on the "
             "unquantised model (method: qlora quantises it itself)"
         )
+
+
+def require_quantised(model: Any) -> None:
+    """Raise `ModelError` where bitsandbytes has quantised none of the layers of a model that was to be in 4 bits."""
+    if not packed_layers(model):
+        layers = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+        kinds = sorted({type(module).__name__ for module in layers} - {"Linear"})
+        raise ModelError(
+            f"none of the weights of a {model.config.model_type} model can be held in 4 bits here"
+            f"{f' (its layers are {kinds[0]})' if kinds else ''}; use train.method: lora"
+        )
+
+
+def dequantised(model: Any) -> Any:
+    """A 4-bit model with whole weights, in layers of the classes that it is saved with.
+
+    bitsandbytes keeps GPT-2's transposed layers (`Conv1D`) as linear ones, and transformers leaves them so.
+    """
+    model = model.dequantize()
+    model.is_loaded_in_4bit = False  # transformers leaves it set
+    with torch.device("meta"):
+        own = type(model)(copy.deepcopy(model.config))
+    for name, one in own.named_modules():
+        if isinstance(one, Conv1D):
+            dense = model.get_submodule(name)
+            layer = Conv1D(dense.out_features, dense.in_features)
+            layer.weight = torch.nn.Parameter(dense.weight.detach().t().contiguous(), requires_grad=False)
+            layer.bias = dense.bias
+            model.set_submodule(name, layer)
+    return model
 
 
 def _nf4(dtype: torch.dtype) -> Any:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 """Largest difference between two tensors, relative to the library's largest value, by the dtype of the computation."""
-_FAULTS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""Raised by private functions of a library that another version has changed."""
+FAULTS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""Raised by functions of a library that another version has changed, or that a model family does not support."""
 
 
 def agree(
@@ -28,13 +28,19 @@ def agree(
     expected = _results(library, inputs, weights)
     try:
         results = _results(ours, inputs, weights)
-    except _FAULTS:
+    except FAULTS:
         return False
     tolerance = max(TOLERANCE[tensor.dtype] for tensor in (*inputs, expected[0]))
-    return all(_is_near(a, b, tolerance) for a, b in zip(expected, results, strict=True))
+    return all(_is_within(a, b, tolerance) for a, b in zip(expected, results, strict=True))
 
 
-def _is_near(expected: Tensor, result: Tensor, tolerance: float) -> bool:
+def is_near(expected: Tensor, result: Tensor, *, tolerance: float) -> bool:
+    """Whether the norm of the difference is at most `tolerance` of the expected tensor's norm; False for NaN."""
+    expected, result = expected.float(), result.float()
+    return bool((expected - result).norm() <= tolerance * expected.norm())
+
+
+def _is_within(expected: Tensor, result: Tensor, tolerance: float) -> bool:
     if expected.shape != result.shape:
         return False
     return bool((expected.float() - result.float()).abs().max() <= tolerance * expected.float().abs().max())

@@ -16,6 +16,7 @@ from distill.core.model_files import local_folder
 from distill.curate.filters.judge import Judge
 from distill.engine.budget import BOUNDS
 from distill.engine.progress import PILOT
+from distill.errors import RecipeError
 from distill.expand.pool import ProposalCost
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
@@ -225,7 +226,10 @@ def _training(recipe: Recipe) -> list[str]:
     exports = [_exports(recipe.student, recipe.train.options.method)]
     shape = _shape(recipe.student.model, layers)
     if shape is None:
-        return ["train: memory unknown, the student's config.json is not on this machine", *exports]
+        is_here = (Path(recipe.student.model).expanduser() / "config.json").is_file()
+        why = "does not say its sizes by names that are known here" if is_here else "is not on this machine"
+        return [f"train: memory unknown, the student's config.json {why}", *exports]
+    _require_layers(recipe.student.model, layers)
     options = recipe.train.options
     gpu, cpu = (usual_pass(options, device, shape.layers) for device in DEVICES)
     return [
@@ -233,7 +237,25 @@ def _training(recipe: Recipe) -> list[str]:
         f"{estimate(shape, options, gpu).total / 1e9:.1f} GB on a GPU (passes of {gpu.tokens:,} tokens), "
         f"{estimate(shape, options, cpu).total / 1e9:.1f} GB on a CPU (of {cpu.tokens:,}); "
         "`distill train --plan` measures it",
+        *_experts(shape, options.method),
         *exports,
+    ]
+
+
+def _require_layers(model: str, layers: int | None) -> None:
+    """Raise `RecipeError` where more layers are to be kept than the model's config.json has."""
+    whole = _shape(model, None)
+    if layers is not None and whole is not None and layers > whole.layers:
+        raise RecipeError(f"student.prune.layers: {layers} cannot be kept, {model} has {whole.layers}")
+
+
+def _experts(shape: Shape, method: str) -> list[str]:
+    if not shape.experts or method == "full":
+        return []
+    share = shape.expert_weights() / (shape.expert_weights() + shape.linear_weights() + shape.other_weights())
+    return [
+        f"train: {shape.experts} experts a layer hold {share:.0%} of the weights; they stay in 16 bits (32 on a CPU), "
+        "and adapters do not reach them"
     ]
 
 
@@ -254,4 +276,4 @@ def _exports(student: Student, method: str) -> str:
 def _shape(model: str, layers: int | None) -> Shape | None:
     if model in EMBEDDED:
         return replace(SMOLLM2, layers=layers or SMOLLM2.layers)
-    return shape_in(Path(model), layers=layers)
+    return shape_in(Path(model).expanduser(), layers=layers)

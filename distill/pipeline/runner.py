@@ -13,6 +13,7 @@ from distill.core.redaction import strike
 from distill.engine.batch.runner import StoppedPending
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
+from distill.pipeline.early_check import try_before_paying
 from distill.pipeline.parts import Overrides, Source, folder_of, load_addressed
 from distill.pipeline.requirements import known_faults, require
 from distill.pipeline.stages import PIPELINE
@@ -118,6 +119,7 @@ def _run_stages(context: Context, run: Run, names: Sequence[str]) -> list[str]:
     if "train" not in names and {"compare", "report"} & set(names):
         for line in filter(None, [student_remark(context.folder)]):
             console.warn(line)
+    try_before_paying(context, run, names)
     finished_stages = []
     for name in names:
         _require_earlier(context, run, name)

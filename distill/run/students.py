@@ -32,7 +32,7 @@ from distill.text.tokens import visible
 
 LOGS = (
     "train_log.jsonl", "example_losses.jsonl", "samples.jsonl", "quarantined.jsonl", "masks.json",
-    "tensorboard", "wandb",
+    "checks.json", "tensorboard", "wandb",
 )  # fmt: skip
 """Files besides checkpoints that a training writes before it is finished."""
 WITHOUT_EFFECT = frozenset({"save_steps", "show_masks", "report_to"})

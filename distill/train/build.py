@@ -16,13 +16,14 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
-from distill.errors import ModelError, RecipeError
+from distill.errors import RecipeError
 from distill.models import loading
 from distill.models.device import compute_dtype, default_device, free_bytes
 from distill.models.quantization import require_plain
-from distill.train import packing
+from distill.train import packing, router, row_check, self_check
 from distill.train.dataset import Examples
-from distill.train.lora import adapter_of, require_targets, train_in_float32
+from distill.train.kernels import losses
+from distill.train.lora import adapter_of, train_in_float32
 from distill.train.memory import fit
 from distill.train.packing import PackingPlan
 from distill.train.sft_trainer import Noise, recompute
@@ -70,7 +71,9 @@ def build(
         base, layers, options, longest=max(examples.lengths()), width=dtype.itemsize, room=room or free_bytes(device)
     )
     model = model if model is not None else _base(base, layers, options, dtype, device)
-    _require_embeddings(model, examples, tokenizer)
+    row_check.require_embeddings(model, examples.ids, examples.examples, tokenizer)
+    row_check.require_positions(model, examples.ids, examples.examples)
+    balance = router.weight_of(model.config)
     trainer = GuardedTrainer(
         examples,
         plan_of(examples.lengths(), options, seed),
@@ -80,21 +83,28 @@ def build(
         args=_arguments(device, dtype == torch.bfloat16, options=options, seed=seed, output=output),
         train_dataset=_sample(examples),
         processing_class=copy.deepcopy(tokenizer),  # TRL may set its pad token
-        peft_config=None if options.method == "full" else adapter_of(options.lora),
+        peft_config=None if options.method == "full" else adapter_of(options.lora, model),
         callbacks=list(callbacks),
     )
     recompute(model, layout.checkpointing, layers=layout.layers)
-    _configure(trainer, model, options)
+    _configure(trainer, model, options, balance)
+    trainer.checked = self_check.check(trainer, examples.ids, tokenizer, method=options.method)
     return trainer
 
 
-def _configure(trainer: GuardedTrainer, model: Any, options: TrainOptions) -> None:
+def _configure(trainer: GuardedTrainer, model: Any, options: TrainOptions, balance: float) -> None:
+    """`balance` is the weight of the router's loss in the model's configuration, which TRL has been told to leave."""
     trainer.remove_callback(PrinterCallback)
     train_in_float32(trainer.model)
     trainer.may_recompute = options.checkpointing == "auto"
     trainer.may_patch = options.kernels == "auto"
+    trainer.adapts_all = options.lora.target_modules == "all-linear"
     if options.neftune_alpha:
         trainer.noise = Noise(model, options.neftune_alpha)
+    losses.install(model)
+    if balance:
+        model.config.get_text_config().router_aux_loss_coef = balance
+        trainer.router = router.RouterLoss(model, balance)
 
 
 def _base(base: Path, layers: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:
@@ -110,22 +120,7 @@ def _base(base: Path, layers: list[int] | None, options: TrainOptions, dtype: to
     model.config.use_cache = False
     if options.method == "full":
         model.requires_grad_(True)
-    else:
-        require_targets(model, options.lora)
     return model
-
-
-def _require_embeddings(model: Any, examples: Examples, tokenizer: Any) -> None:
-    """Raise `ModelError` where an example has a token that was added to the tokenizer and not to the model."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    for id_, one in zip(examples.ids, examples.examples, strict=True):
-        if (highest := max(one.input_ids)) >= rows:
-            token = tokenizer.convert_ids_to_tokens(highest)
-            raise ModelError(
-                f"session {id_} holds the token {token!r} (number {highest}), and the model has embeddings for {rows}; "
-                "they are never resized here, for the output head may be tied to them: take the tokenizer that "
-                "belongs to the model, or another template"
-            )
 
 
 def _require_whole_weights(method: str) -> None:
@@ -188,6 +183,7 @@ def _arguments(device: torch.device, bf16: bool, *, options: TrainOptions, seed:
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
         seed=seed,
+        router_aux_loss_coef=0.0,  # `RouterLoss` adds it once a step; TRL would for each pass
         activation_checkpointing=False,  # TRL turns it on by default; `recompute` does it here
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several visible GPUs would make Trainer replicate the model

@@ -45,6 +45,8 @@ class StepMeasurement:
     """Free memory plus that of the process."""
     micro_tokens: int
     """Most tokens that fit in a pass: fewer than `tokens` after an out-of-memory error."""
+    self_check: str = ""
+    """The line of the model's self-check."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -118,7 +120,6 @@ def _measure(job: dict[str, Any]) -> StepMeasurement:
             output=Path(job["output"]),
             say=silent,
         )
-        trainer.use_kernels()
         trainer.create_optimizer()
         before = _begin()
         steps = _timed_steps(trainer, range(len(rows)))
@@ -130,6 +131,7 @@ def _measure(job: dict[str, Any]) -> StepMeasurement:
         optimizer_seconds=optimizer_seconds,
         before_bytes=before,
         micro_tokens=trainer.micro_tokens,
+        self_check=trainer.checked.line(),
         **_peak(before),
     )
 

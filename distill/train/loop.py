@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import TrainerCallback
 
 from distill.core import processes
 from distill.core.console import Progress, Silent, silent
-from distill.core.files import read_json
+from distill.core.files import write_json
 from distill.core.jsonl import whole_rows
 from distill.core.weights import fingerprint
 from distill.errors import DistillError, RecipeError
 from distill.models import loading
-from distill.models.pruning import kept_layers, least_changing
+from distill.models.device import free_memory
+from distill.models.pruning import kept_layers, layers_in, least_changing
 from distill.models.quantization import require_right_gradients
 from distill.models.third_party import explained_errors, quiet
 from distill.models.token_bytes import MarkedExample, marked_examples, write_masks
@@ -34,6 +36,9 @@ from distill.train.saving import save
 from distill.train.step_guard import QUARANTINE, GuardedTrainer
 from distill.train.trackers import require_trackers, trackers
 from distill.types import Session
+
+CHECKS = "checks.json"
+"""In the student's folder: the self-check of its training, with which no answer changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class TrainResult:
     """Mean loss over the last tenth of the steps, nats per token."""
     tokens_per_second: float
     """Tokens seen, padding excluded, per second of training steps."""
+    checks: dict[str, Any]
+    """The self-check before the first step; also in checks.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,26 @@ def train(
         return _run(job, checkpoints, progress or Silent(), say, fresh=fresh, callbacks=callbacks)
 
 
+def try_model(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[[str], None]) -> str:
+    """The line of the self-check on these sessions, with the model of a training by these settings; keeps nothing.
+
+    Layers to prune are left out evenly, whatever `prune_by`, for that needs no data. Raises as `train`.
+    """
+    options = settings.options
+    base = loading.materialise(settings.model, say=say)
+    tokenizer = loading.load_tokenizer(base)
+    examples = checked_examples(sessions, settings.template, tokenizer, options, silent)
+    layers = list(kept_layers(layers_in(base), settings.layers)) if settings.layers is not None else None
+    with TemporaryDirectory() as folder, quiet(), explained_errors(Path(folder)):
+        trainer = build(
+            base, layers, tokenizer, examples, options=options, seed=settings.seed, output=Path(folder), say=silent
+        )
+        line = trainer.checked.line("self-check on rows made of seeds")
+        del trainer
+    free_memory()
+    return line
+
+
 def _job(
     sessions: Sequence[Session],
     folder: Path,
@@ -157,7 +184,7 @@ def _kept_layers(
 ) -> list[int] | None:
     if settings.layers is None:
         return None
-    total = read_json(base / "config.json")["num_hidden_layers"]
+    total = layers_in(base)
     if settings.prune_by == "uniform" or settings.layers >= total:
         return list(kept_layers(total, settings.layers))
     with quiet():
@@ -189,11 +216,15 @@ def _run(
         say=say,
         callbacks=callbacks,
     )
+    checks = trainer.checked.as_json()
+    say(checks["line"])
     require_space(job.folder, _bytes_to_write(job, trainer))
     require_right_gradients(trainer.model)
     first = initial_adapter(trainer.model, options.lora) if options.method != "full" else None
     with trainer.accelerator.main_process_first():
         checkpoints.open(fresh=fresh)
+        if processes.is_first():
+            write_json(job.folder / CHECKS, checks)
         log = Log(job.folder, trainer, checkpoints, progress, say)
         _guard(job, trainer, checkpoints, log)
     best = _add_callbacks(job, trainer, checkpoints, log, say)
@@ -205,10 +236,12 @@ def _run(
     best_step = best.load(trainer.model, log.events) if best is not None else None
     save(trainer, job.tokenizer, job.settings.template, job.info, job.folder, first=first)
     trainer.accelerator.end_training()
-    return _result(job, log, quarantined=len(trainer.quarantined), best_step=best_step)
+    return _result(job, log, quarantined=len(trainer.quarantined), best_step=best_step, checks=checks)
 
 
-def _result(job: TrainingJob, log: Log, *, quarantined: int, best_step: int | None) -> TrainResult:
+def _result(
+    job: TrainingJob, log: Log, *, quarantined: int, best_step: int | None, checks: dict[str, Any]
+) -> TrainResult:
     steps, usable, examples = log.steps, job.usable, job.examples
     tail = steps[-max(1, len(steps) // 10) :]
     return TrainResult(
@@ -225,6 +258,7 @@ def _result(job: TrainingJob, log: Log, *, quarantined: int, best_step: int | No
         best_step=best_step,
         final_loss=sum(row["loss"] for row in tail) / len(tail),
         tokens_per_second=speed(steps),
+        checks=checks,
     )
 
 

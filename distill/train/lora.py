@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
 
 from distill.core.files import read_json, write_json
-from distill.errors import RecipeError
+from distill.errors import ModelError, RecipeError
+from distill.models.pruning import decoder_of
+from distill.models.third_party import first_line
 
 if TYPE_CHECKING:
     from distill.train.options import LoraOptions
 
+_LINEAR = (torch.nn.Linear, Conv1D)
 
-def adapter_of(options: LoraOptions) -> LoraConfig:
-    """The options as PEFT's configuration."""
-    return LoraConfig(
+
+def adapter_of(options: LoraOptions, model: Any) -> LoraConfig:
+    """The options as PEFT's configuration for a model. Raises `RecipeError` for targets that cannot be adapted."""
+    config = LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
@@ -28,22 +36,69 @@ def adapter_of(options: LoraOptions) -> LoraConfig:
         target_modules=options.target_modules,
         task_type="CAUSAL_LM",
     )
-
-
-def require_targets(model: Any, options: LoraOptions) -> None:
-    """Raise `RecipeError` where a name in `target_modules` is no linear layer of the model, or is its output head."""
+    names = _linear_layers(model)
     if options.target_modules == "all-linear":
-        return
+        unfit = _unfit(model, config, names)
+        config.target_modules = [name for name in names if name not in unfit]
+    else:
+        _require_targets(options.target_modules, names)
+    return config
+
+
+def _linear_layers(model: Any) -> list[str]:
+    """Full names of all linear layers but the output head."""
     head = model.get_output_embeddings()
-    linear = {
-        name.rpartition(".")[2]: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
-    }
-    names = sorted(name for name, module in linear.items() if module is not head)
-    if unknown := sorted(set(options.target_modules) - set(names)):
+    return [name for name, one in model.named_modules() if isinstance(one, _LINEAR) and one is not head]
+
+
+def _require_targets(targets: Sequence[str], names: Sequence[str]) -> None:
+    """Raise `RecipeError` where a target is no linear layer of the model, or is its output head."""
+    last = sorted({name.rpartition(".")[2] for name in names})
+    if unknown := sorted(set(targets) - set(last)):
         raise RecipeError(
             f"train.lora.target_modules: {unknown[0]} is no linear layer that can have an adapter; this model has "
-            f"{', '.join(names)}"
+            f"{', '.join(last)}"
         )
+
+
+def _unfit(model: Any, config: LoraConfig, names: Sequence[str]) -> set[str]:
+    """Linear layers that texts do not pass through, such as those for images, that return more than a tensor, such as
+    routers, and that PEFT refuses to adapt.
+
+    PEFT is asked on a copy of the model without weights. It refuses one name at a time, by an error; in a mixture of
+    experts it takes some names for the experts', whose adapters keep a copy of all experts for the backward pass.
+    """
+    decoder = set(decoder_of(model).modules())
+    modules = dict(model.named_modules())
+    is_part = decoder_of(model) is not model.base_model
+    unfit = {name for name in names if (is_part and modules[name] not in decoder) or not _is_function(modules[name])}
+    while True:
+        with torch.device("meta"):
+            empty = type(model)(copy.deepcopy(model.config))
+        fit = [name for name in names if name not in unfit]
+        trial = replace(copy.deepcopy(config), init_lora_weights=False, target_modules=fit)  # PEFT changes it
+        try:
+            get_peft_model(empty, trial)
+        except ValueError as error:
+            refused = {name for name in fit if f"'{name.rpartition('.')[2]}'" in str(error)}
+            if not refused:
+                raise ModelError(f"a {model.config.model_type} model takes no adapter: {first_line(error)}") from error
+        else:
+            adapted = {
+                name for name, one in empty.named_modules() if isinstance(getattr(one, "base_layer", None), _LINEAR)
+            }
+            refused = set(fit) - adapted if trial.target_parameters else set()
+        if not refused:
+            return unfit
+        unfit |= refused
+
+
+def _is_function(layer: Any) -> bool:
+    """Whether a layer of a class derived from `Linear` still returns one tensor; tried on a row of zeros."""
+    if type(layer).__module__.startswith(("torch.", "bitsandbytes.", "transformers.pytorch_utils")):
+        return True
+    with torch.no_grad():
+        return isinstance(layer(layer.weight.new_zeros(1, layer.weight.shape[1])), torch.Tensor)
 
 
 def train_in_float32(model: Any) -> None:

@@ -40,6 +40,26 @@ FEW_LAYERS = 1 / 8
 """Share of the layers that may be recomputed before a smaller pass is tried."""
 
 
+_NAMES = {
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "two_matrices": ("ffn_dim", "n_inner", "ffn_hidden_size"),
+    "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "shared": ("shared_expert_intermediate_size", "shared_intermediate_size"),
+}
+"""Names of a size in the configurations of families; the last three are missing in some. `two_matrices` is the width of
+a feed-forward of two matrices instead of the usual three."""
+
+
+def _named(config: Mapping[str, Any], size: str) -> int:
+    """A size of a configuration, 0 where it may be missing. Raises `KeyError`."""
+    value = next((config[name] for name in _NAMES[size] if config.get(name) is not None), None)
+    if value is None and size in ("hidden", "heads", "layers"):
+        raise KeyError(size)
+    return int(value or 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Model dimensions that determine memory and work."""
@@ -53,20 +73,33 @@ class Shape:
     head_width: int
     tied: bool = True
     """Whether the output head is the embedding."""
+    experts: int = 0
+    """Feed-forward layers beside each other in a layer, of which `active` see a token; not quantised nor adapted."""
+    expert_width: int = 0
+    active: int = 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any], *, layers: int | None = None) -> Shape:
-        """From a model's config.json; `layers` where it is pruned."""
-        heads = config["num_attention_heads"]
+        """From a model's config.json; `layers` where it is pruned. Raises `KeyError` for a family not known here.
+
+        Layers of other kinds than attention, such as those of a recurrence, count as attention.
+        """
+        text = {**config, **config.get("text_config", {})}
+        hidden, heads, experts = (_named(text, name) for name in ("hidden", "heads", "experts"))
+        width = text.get("intermediate_size") or (_named(text, "two_matrices") or 4 * hidden) * 2 // 3
+        shared = _named(text, "shared") or text.get("n_shared_experts", 0) * text.get("moe_intermediate_size", 0)
         return cls(
-            hidden=config["hidden_size"],
-            intermediate=config["intermediate_size"],
-            layers=layers or config["num_hidden_layers"],
-            vocabulary=config["vocab_size"],
+            hidden=hidden,
+            intermediate=shared if experts else width,
+            layers=layers or _named(text, "layers"),
+            vocabulary=text["vocab_size"],
             heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_width=config.get("head_dim") or config["hidden_size"] // heads,
-            tied=bool(config.get("tie_word_embeddings", True)),
+            kv_heads=text.get("num_key_value_heads") or heads,
+            head_width=text.get("head_dim") or hidden // heads,
+            tied=bool(text.get("tie_word_embeddings", True)),
+            experts=experts or 0,
+            expert_width=(text.get("moe_intermediate_size") or width) if experts else 0,
+            active=text.get("num_experts_per_tok") or 2 if experts else 0,
         )
 
     @property
@@ -79,8 +112,12 @@ class Shape:
         """Width of all keys, and of all values."""
         return self.kv_heads * self.head_width
 
+    def expert_weights(self) -> int:
+        """Weights of all experts."""
+        return self.layers * self.experts * 3 * self.hidden * self.expert_width
+
     def linear_weights(self) -> int:
-        """Weights in linear layers, embeddings and output head excluded."""
+        """Weights in linear layers, experts, embeddings and output head excluded."""
         attention = 2 * self.hidden * (self.queries + self.keys)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
@@ -91,7 +128,8 @@ class Shape:
     def lora_weights(self, r: int) -> int:
         """Trainable weights with LoRA of rank r on all linear layers."""
         attention = 2 * (self.hidden + self.queries) + 2 * (self.hidden + self.keys)
-        return self.layers * r * (attention + 3 * (self.hidden + self.intermediate))
+        forward = 3 * (self.hidden + self.intermediate) if self.intermediate else 0
+        return self.layers * r * (attention + forward)
 
 
 SMOLLM2 = Shape(576, 1536, 30, 49152, heads=9, kv_heads=3, head_width=64)
@@ -155,13 +193,13 @@ def estimate(shape: Shape, options: TrainOptions, one: Pass, *, method: str | No
     """Peak memory of training in such passes; `method` overrides that of the options."""
     method = method or options.method
     whole, recomputed = _layer_bytes(shape, options, one, method)
-    learning = (
-        shape.linear_weights() + shape.other_weights() if method == "full" else shape.lora_weights(options.lora.r)
-    )
+    whole_model = shape.linear_weights() + shape.expert_weights() + shape.other_weights()
+    learning = whole_model if method == "full" else shape.lora_weights(options.lora.r)
     linear_bytes = {"qlora": NF4_BYTES, "lora": one.width, "full": 0}[method]
     layer_bytes = (shape.layers - one.recomputed) * whole + one.recomputed * recomputed
     return Memory(
-        base=shape.linear_weights() * linear_bytes + (0 if method == "full" else shape.other_weights() * one.width),
+        base=shape.linear_weights() * linear_bytes
+        + (0 if method == "full" else (shape.other_weights() + shape.expert_weights()) * one.width),
         learning=learning * (8 + STATE_BYTES[options.optimizer]),
         activations=HEAP[one.device] * one.tokens * (layer_bytes + (whole if one.recomputed else 0)),
         working=max(_layer_working(shape, one, method), _head_working(shape, one)),
@@ -176,8 +214,9 @@ def _layer_bytes(shape: Shape, options: TrainOptions, one: Pass, method: str) ->
     twice, as sessions are concatenated), the two outputs of the gated feed-forward, and the adapters' inner values.
     """
     attention = (1 if one.device == "cuda" else 2) * shape.queries
-    outputs = 2 * shape.hidden + shape.queries + 2 * shape.keys + attention + 2 * shape.intermediate
-    inner = 7 * options.lora.r if method != "full" else 6 * shape.hidden + 2 * shape.intermediate
+    forward = shape.intermediate + shape.active * shape.expert_width
+    outputs = 2 * shape.hidden + shape.queries + 2 * shape.keys + attention + 2 * forward
+    inner = 7 * options.lora.r if method != "full" else 6 * shape.hidden + 2 * forward
     small = 4 * (2 + shape.heads)  # in float32: inverse root mean squares, attention's sums
     recomputed = shape.hidden + (0 if options.checkpointing == "full" else attention)
     return one.width * (outputs + inner) + small, one.width * recomputed
@@ -185,7 +224,8 @@ def _layer_bytes(shape: Shape, options: TrainOptions, one: Pass, method: str) ->
 
 def _layer_working(shape: Shape, one: Pass, method: str) -> float:
     """The feed-forward's backward pass: four tensors of its width, three of the hidden size, an unpacked weight."""
-    rows = one.tokens * (4 * shape.intermediate + 3 * shape.hidden)
+    forward = shape.intermediate + shape.active * shape.expert_width
+    rows = one.tokens * (4 * forward + 3 * shape.hidden)
     return one.width * (rows + (shape.hidden * shape.intermediate if method == "qlora" else 0))
 
 

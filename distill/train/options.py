@@ -71,7 +71,7 @@ class TrainOptions(BaseOptions):
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls to 0 after the warm-up; `constant` stays where it is."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises; of n such steps, the first has 1/(n+1) of the highest."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"] = "adamw"
     """`adamw_8bit` keeps its two moments in 8 bits, a quarter of their memory: much for `full`, little for an adapter.
     The paged ones move them out of a GPU's memory when it is short."""

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from distill.core.console import duration
-from distill.core.files import read_json
 from distill.errors import ModelError
 from distill.models import loading
 from distill.models.chat_template import Example
 from distill.models.device import compute_dtype, default_device, free_bytes
-from distill.models.pruning import kept_layers
+from distill.models.pruning import kept_layers, layers_in
 from distill.models.token_bytes import MarkedExample, marked_examples
 from distill.train.build import plan_of
 from distill.train.dataset import Examples, checked_examples, split_held_out
@@ -75,7 +74,7 @@ def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[
     tokenizer = loading.load_tokenizer(base)
     usable = checked_examples(sessions, settings.template, tokenizer, options, say)
     examples, held_out = split_held_out(usable, sessions, options.eval_rows, settings.seed)
-    indices = kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers) if layers is not None else None
+    indices = kept_layers(layers_in(base), layers) if layers is not None else None
     device, lengths = default_device(), examples.lengths()
     width, room = compute_dtype(options.dtype, device).itemsize, free_bytes(device)
     layout = fit(base, indices, options, longest=max(lengths), width=width, room=room)
@@ -122,6 +121,7 @@ def _pass(
 def _of_pass(
     work: Work, options: TrainOptions, measurement: StepMeasurement, lora_bytes: float | None
 ) -> Iterator[str]:
+    yield measurement.self_check
     yield _measurement(measurement)
     yield f"time to finish: about {duration(seconds_of(work, measurement))}, reading the base not counted"
     for line in of_memory(work, options, measurement, whole_bytes=lora_bytes, gpu="CPU" not in measurement.device):

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from torch.utils.data import DataLoader
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import SFTTrainer
 
 from distill.core.files import read_json, write_json
-from distill.models import chat_template
+from distill.models.chat_template import IGNORED, Example
 from distill.models.device import free_memory
 from distill.train.dataset import Examples
-from distill.train.kernels.patch import patch, run_trials
+from distill.train.kernels.losses import WAYS
+from distill.train.kernels.patch import patch, run_trials, unpatch
 from distill.train.packing import PackingPlan, passes
+from distill.train.router import RouterLoss
+
+if TYPE_CHECKING:
+    from distill.train.self_check import SelfCheck
 
 _LAYOUT = "layout.json"
 """In a checkpoint: tokens per pass, and which kernels passed their trial."""
@@ -45,16 +52,26 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """Whether to recompute activations when a single example does not fit otherwise."""
         self.may_patch = True
         """Whether `train.kernels` is auto."""
+        self.adapts_all = True
+        """Whether adapters are meant for every linear layer."""
         self.noise: Noise | None = None
         self.row_losses: dict[int, torch.Tensor] = {}
         """Summed loss in nats (a scalar tensor) of each example of this process in the current step."""
         self.saving: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
         """Context manager around the writing of a step's checkpoint."""
-        self.kernels: dict[str, int] | None = None
-        """Number of patched modules by kind; None until `use_kernels`."""
+        self.kernels: dict[str, int] = {}
+        """Number of patched modules by kind."""
         self.passed: dict[str, bool] = {}
         """By trial, whether the kernel agreed with the library."""
+        self.verdicts: dict[str, bool] = {}
+        """Those of the self-check."""
+        self.checked: SelfCheck
+        """Its self-check, from `build`."""
+        self.way = "fused"
+        """The way of `losses.WAYS` in which the loss is computed."""
+        self.router: RouterLoss | None = None
         self._group: Sequence[int] = ()
+        self._step_tokens, self._balance = 1, torch.zeros(())
         self._lengths, self._say = examples.lengths(), say
         super().__init__(**arguments)
 
@@ -62,18 +79,39 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """Patch the model with the kernels that pass their trial here.
 
         `earlier` are the results of the run that is resumed: a kernel that failed there stays off, so that both compute
-        the same. With several processes a kernel must pass on all of them. Sharded weights exist only inside a module's
-        own forward, so such models are not patched.
+        alike. With several processes, a kernel is used only if its trial passes on all of them. Sharded weights are not
+        patched.
         """
-        self.kernels = {}
         if not self.may_patch or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return
+        unpatch(self.model)
         with self.accelerator.autocast():
             passed = run_trials(self.model)
         every = gather_object([passed]) if self.args.world_size > 1 else [passed]
         every.append({**passed, **(earlier or {})})
         self.passed = {name: all(one[name] for one in every) for name in passed}
         self.kernels = patch(self.model, self.passed)
+
+    def ways(self) -> list[str]:
+        """The ways in which the loss can be computed, from the fastest; the model's own is the last."""
+        return [way for way in WAYS if way != "kernel" or self.kernels.get("loss")]
+
+    def adopt(self, verdicts: Mapping[str, bool]) -> None:
+        """Compute as the self-check's verdicts say; what is not among them has agreed."""
+        self.verdicts = dict(verdicts)
+        if self.kernels and not verdicts.get("gradients", True):
+            unpatch(self.model)
+            self.kernels = {}
+        ways = self.ways() if verdicts.get("gradients", True) else ["own"]
+        self.way = next(way for way in ways if verdicts.get(way, True))
+        if self.padding_free and not verdicts.get("packed", True):
+            self.lay_out(packed=False)
+        if not verdicts.get("padded", True):
+            self.micro_tokens = 1
+
+    def lay_out(self, *, packed: bool) -> None:
+        """Lay the sessions of a pass end to end, or pad them to one length."""
+        self.padding_free = self.data_collator.padding_free = packed
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
@@ -111,11 +149,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return loss
 
     def _step(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
-        """All passes of this process; returns its share of the step's mean loss, a scalar."""
+        """All passes of this process; returns its share of the step's mean loss, a scalar without the router's."""
         items = sum(self.examples[row].trained for row in rows)
         mine = self._passes(rows)[self.args.process_index :: self.args.world_size]
         total = torch.zeros((), device=self.args.device)
-        self.row_losses = {}
+        self.row_losses, self._balance = {}, torch.zeros((), device=self.args.device)
+        self._step_tokens = sum(self._lengths[row] for row in rows)
         for number, group in enumerate(mine, start=1):
             last = number == len(mine)
             self.accelerator.gradient_state._set_sync_gradients(last)
@@ -123,7 +162,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             # gradients are exchanged after the last pass only; DeepSpeed reads `sync_gradients` instead
             with nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
                 total += super().training_step(model, self.batch(group), torch.tensor(items, device=self.args.device))
-        return total
+        return total - self._balance
 
     def _passes(self, rows: Sequence[int]) -> list[list[int]]:
         return passes(
@@ -136,10 +175,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
 
     def batch(self, group: Sequence[int]) -> dict[str, Any]:
         """The tensors of one pass (B × T, or 1 × T packed); an empty group gets a batch with nothing to train."""
-        examples = [self.examples[row] for row in group]
+        idle = Example(self.examples[0].input_ids, [IGNORED] * self._lengths[0])
+        return self.collated([self.examples[row] for row in group] or [idle])
+
+    def collated(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The tensors of these examples, laid out as in a pass."""
         rows = [{"input_ids": one.input_ids, "labels": one.labels} for one in examples]
-        idle = {"input_ids": self.examples[0].input_ids, "labels": [chat_template.IGNORED] * self._lengths[0]}
-        batch = dict(self.data_collator(rows or [idle]))
+        batch = dict(self.data_collator(rows))
         if self.noise is not None:
             self.noise.lengths = token_lengths(batch)
         return batch
@@ -167,25 +209,35 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     ) -> Any:
         """Summed cross entropy of the trained tokens divided by `num_items_in_batch`, their number in the whole step.
 
+        The router's loss of a mixture of experts counts by the pass's share of the step's tokens, so once a step.
         `inputs` are those of `batch`; the result is a scalar. On a CPU, TRL's own computes logits at every position,
         prompts included, and an entropy for its log; without these a step takes a quarter less time.
         """
-        if return_outputs or self.aux_loss_enabled:
+        if return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        trained = inputs["labels"][:, 1:] != chat_template.IGNORED
-        losses = self._token_losses(model, inputs, trained)
+        mask, trained = inputs.get("attention_mask"), inputs["labels"][:, 1:] != IGNORED
+        with self.router.collected() if self.router is not None else nullcontext():
+            losses = self.token_losses(inputs, model=model)
         self._note(trained, losses.detach())
         items = num_items_in_batch if num_items_in_batch is not None else trained.sum()
         averaged = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return losses.sum() * averaged / items
+        loss = losses.sum() * averaged / items
+        balance = self.router.take(mask) if self.router is not None else None
+        if balance is not None and self._group:
+            balance = balance * averaged * sum(self._lengths[row] for row in self._group) / self._step_tokens
+            self._balance += balance.detach()
+            return loss + balance
+        return loss
 
-    def _token_losses(self, model: Any, inputs: dict[str, Any], trained: torch.Tensor) -> torch.Tensor:
-        """Nats of each trained token (N of the True in `trained`, B × T − 1); by our kernel, else by TRL's."""
-        if self.kernels and self.kernels["loss"]:
-            losses: torch.Tensor = model(**inputs, token_losses=True)
-            return losses
-        inputs["use_cache"] = False
-        return -model(**inputs, fused_lm_head=True).log_probs[trained].float()
+    def token_losses(self, inputs: dict[str, Any], way: str | None = None, *, model: Any = None) -> torch.Tensor:
+        """Nats of each trained token (N, of the labels B × T that are not ignored), by default in the trainer's way."""
+        model, way = model if model is not None else self.model, way or self.way
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            trained = inputs["labels"][:, 1:] != IGNORED
+            fused: torch.Tensor = -model(**inputs, use_cache=False, fused_lm_head=True).log_probs[trained].float()
+            return fused
+        losses: torch.Tensor = model(**inputs, token_losses=way)
+        return losses
 
     def _note(self, trained: torch.Tensor, losses: torch.Tensor) -> None:
         """Sum the losses by example; `trained` is B × T − 1, `losses` has one value per True."""
@@ -199,22 +251,55 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         sums = losses.new_zeros(len(lengths)).index_add_(0, places[trained], losses)
         self.row_losses |= dict(zip(self._group, sums, strict=True))
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """The options' schedule, in which no step has the rate 0: of n steps of warm-up, the first has 1/(n+1)."""
+        scheduler: LambdaLR | None = getattr(self, "lr_scheduler", None)
+        if scheduler is None:
+            rate = partial(
+                learning_rate,
+                steps=num_training_steps,
+                warmup=self.args.get_warmup_steps(num_training_steps),
+                falls=_FALLS[str(self.args.lr_scheduler_type.value)],
+            )
+            self.lr_scheduler = scheduler = LambdaLR(optimizer or self.optimizer, rate)
+        return scheduler
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save the layout too, which the options do not determine."""
         with self.saving(self.state.global_step):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-                write_json(folder / _LAYOUT, {"micro_tokens": self.micro_tokens, "kernels": self.passed})
+                layout = {"micro_tokens": self.micro_tokens, "kernels": self.passed, "checks": self.verdicts}
+                write_json(folder / _LAYOUT, layout)
 
     def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
-        """Train, or resume from a checkpoint with its passes and kernels."""
-        layout = read_json(Path(resume_from_checkpoint) / _LAYOUT) if resume_from_checkpoint is not None else None
-        layout = layout or {}
-        self.micro_tokens = layout.get("micro_tokens", self.micro_tokens)
-        if self.kernels is None:
-            self.use_kernels(layout.get("kernels"))
+        """Train, or resume from a checkpoint with its passes and kernels, and with what failed in its self-check."""
+        if resume_from_checkpoint is not None:
+            layout = read_json(Path(resume_from_checkpoint) / _LAYOUT) or {}
+            self.micro_tokens = layout.get("micro_tokens", self.micro_tokens)
+            self._resume_with(layout.get("kernels", {}), layout.get("checks", {}))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+
+    def _resume_with(self, kernels: Mapping[str, bool], verdicts: Mapping[str, bool]) -> None:
+        if any(passed and not kernels.get(name, True) for name, passed in self.passed.items()):
+            self.use_kernels(kernels)
+        self.adopt({name: agrees and verdicts.get(name, True) for name, agrees in self.verdicts.items()})
+
+
+_FALLS: Mapping[str, Callable[[float], float]] = {
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "constant_with_warmup": lambda progress: 1.0,
+}
+"""By transformers' name of a schedule: share of the highest rate by the share of the steps after the warm-up."""
+
+
+def learning_rate(step: int, *, steps: int, warmup: int, falls: Callable[[float], float]) -> float:
+    """Share of the highest rate at a step, counted from 0, of `steps` of which the first `warmup` rise."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return falls(min(1.0, (step - warmup) / max(1, steps - warmup)))
 
 
 def _random_state() -> list[torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -67,6 +67,13 @@ def train(folder: Path, settings: TrainSettings, *, fresh: bool = False) -> dict
             show=console.say_marked,
         )
     return asdict(result)
+
+
+def try_model(sessions: Sequence[Session], settings: TrainSettings) -> str:
+    """Load the model, try it on these sessions, and free it; returns the self-check's line. Raises as `train`."""
+    with training_packages():
+        from distill.train import loop
+    return loop.try_model(sessions, settings, say=console.say)
 
 
 def kept_sessions(folder: Path) -> list[Session]:

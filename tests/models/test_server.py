@@ -346,16 +346,6 @@ def test_what_is_unfinished_is_given_up_at_a_stop(tiny: tuple[Any, Any]):
     assert future.cancelled() or future.done()
 
 
-def test_a_model_that_cannot_be_padded_is_refused(tiny: tuple[Any, Any]):
-    from transformers import MambaConfig, MambaForCausalLM
-
-    from distill.models.continuous_batching import Decoder
-
-    model = MambaForCausalLM(MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1))
-    with pytest.raises(ServerError, match="serve: vllm"):
-        Decoder(model, tiny[1], "own")
-
-
 def test_sigterm_ends_the_server_in_good_order_while_it_answers():
     command = [sys.executable, "-m", "distill", "serve", "smollm2", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:

@@ -49,7 +49,7 @@ def run(
     callbacks=(),
     fresh=False,
 ):
-    """Train a student; returns the result and what was said."""
+    """Train a student; returns the result and what was said besides the self-check's line."""
     from distill.train import loop
 
     lines: list[str] = []
@@ -62,7 +62,7 @@ def run(
         say=lines.append,
         callbacks=callbacks,
     )
-    return result, lines
+    return result, [line for line in lines if not line.startswith("self-check: ")]
 
 
 def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1, earlier=None):
@@ -83,7 +83,8 @@ def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1, earlier=None):
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    trainer.use_kernels(earlier)
+    if earlier is not None:
+        trainer.use_kernels(earlier)
     return trainer
 
 

@@ -56,10 +56,12 @@ def packed(vocabulary=1000):
 
 def patched(model):
     """Patch what passes its trial; returns how many modules of each kind."""
-    from distill.train.kernels.patch import patch, run_trials
+    from distill.train.kernels import losses
+    from distill.train.kernels.patch import causal_of, patch, run_trials
 
     passed = run_trials(model)
     assert all(passed.values()), passed
+    losses.install(causal_of(model))
     return patch(model, passed)
 
 
@@ -99,7 +101,7 @@ def both(model, batch, **more):
     before = plain_losses(model, batch)
     before_gradients = gradients(model, before)
     found = patched(model)
-    after = model(**batch, **more, token_losses=True)
+    after = model(**batch, **more, token_losses="kernel")
     return (before, before_gradients), (after, gradients(model, after)), found
 
 
@@ -135,7 +137,7 @@ def test_dropout_is_drawn_as_peft_draws_it(tiny):
     before_gradients = gradients(model, before)
     patched(model)
     torch.set_rng_state(state)
-    after = model(**packed(), token_losses=True)
+    after = model(**packed(), token_losses="kernel")
     assert_alike((before, before_gradients), (after, gradients(model, after)), 2e-4)
 
 
@@ -201,7 +203,7 @@ def test_less_than_half_is_kept_for_the_backward_pass(tiny):
     own = kept_bytes(lambda: plain_losses(model, packed()))
     patched(model)
     more = {"cu_seq_lens_q": ends(), "max_length_q": max(LENGTHS)}
-    assert kept_bytes(lambda: model(**packed(), **more, token_losses=True)) < own / 2
+    assert kept_bytes(lambda: model(**packed(), **more, token_losses="kernel")) < own / 2
 
 
 def test_a_product_in_float32_is_that_of_torch():
@@ -281,11 +283,11 @@ def test_with_kernels_off_nothing_is_replaced_and_the_losses_are_the_same(tiny, 
 def test_a_head_that_learns_has_the_same_losses_and_gradients_in_parts():
     from torch.nn.functional import cross_entropy
 
-    from distill.train.kernels import patch
+    from distill.train.kernels import losses as ways
 
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 50, bias=False)
-    rows, labels = torch.randn(2 * patch.HEAD_ROWS + 3, 8), torch.arange(2 * patch.HEAD_ROWS + 3) % 50
+    rows, labels = torch.randn(2 * ways.HEAD_ROWS + 3, 8), torch.arange(2 * ways.HEAD_ROWS + 3) % 50
 
     def results(losses):
         hidden = rows.clone().requires_grad_()
@@ -293,5 +295,5 @@ def test_a_head_that_learns_has_the_same_losses_and_gradients_in_parts():
         return values.detach(), *torch.autograd.grad(values.sum(), [hidden, head.weight])
 
     expected = results(lambda hidden: cross_entropy(head(hidden), labels, reduction="none"))
-    for one, other in zip(expected, results(lambda hidden: patch._token_losses(hidden, head, labels)), strict=True):
+    for one, other in zip(expected, results(lambda hidden: ways.head_losses(hidden, head, labels)), strict=True):
         torch.testing.assert_close(one, other)

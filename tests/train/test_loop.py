@@ -209,6 +209,7 @@ def test_the_stage_trains_kept_rows_and_prints_nothing_foreign(tiny, tmp_path, c
     printed = capfd.readouterr()
     assert printed.out == ""
     told = [line for line in printed.err.splitlines() if not line.startswith("train: ")]
+    assert told.pop() == counts["checks"]["line"]
     assert told[0] == "session s0: 9 of 48 tokens are trained (in ⟦ ⟧)"
     assert [line[-52:] for line in told[1:]] == ["USER: Number 0? ASSISTANT:⟦ 0 is red, I say.<|im_end|>⟧"[-52:]]
     (shown,) = json.loads((tmp_path / "student.next/masks.json").read_text())["sessions"]

@@ -49,7 +49,7 @@ def trainer(small):
         trainer = build.build(
             small, None, loading.load_tokenizer(small), found, options=options, seed=0, output=small / "no", say=print
         )
-    trainer.use_kernels()
+
     return trainer
 
 
@@ -104,6 +104,29 @@ def test_a_shape_is_read_from_a_models_configuration(tmp_path):
     assert shape_in(tmp_path) == LLAMA_3_8B
     assert shape_in(tmp_path, layers=16) == replace(LLAMA_3_8B, layers=16)
     assert shape_in(tmp_path / "nowhere") is None
+
+
+QWEN3_30B_A3B = {
+    **LLAMA_3_8B_CONFIG, "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "num_experts": 128, "num_experts_per_tok": 8, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+    "num_hidden_layers": 48, "vocab_size": 151936,
+}  # fmt: skip
+GPT2 = {"n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257}
+
+
+@pytest.mark.parametrize(
+    ("config", "weights"),
+    [(QWEN3_30B_A3B, 30.5e9), ({"text_config": LLAMA_3_8B_CONFIG, "hidden_size": None}, 8.03e9), (GPT2, 0.124e9)],
+    ids=["experts", "a text part", "other names"],
+)
+def test_a_shape_has_the_weights_of_its_family(config, weights):
+    shape = Shape.of(config)
+    assert shape.linear_weights() + shape.expert_weights() + shape.other_weights() == pytest.approx(weights, rel=0.01)
+
+
+def test_experts_stay_in_16_bits_under_qlora():
+    shape = Shape.of(QWEN3_30B_A3B)
+    assert estimate(shape, TrainOptions(), Pass(4096, device="cuda", width=2)).base > 2 * shape.expert_weights()
 
 
 def test_llama_3_8b_has_the_weights_that_are_published():

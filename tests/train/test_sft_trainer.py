@@ -212,5 +212,5 @@ def test_the_learning_rate_falls_as_it_is_told_to(tiny, scheduler, expected):
         rates.append(trainer.lr_scheduler.get_last_lr()[0])
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
-    assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
     assert rates[4::2] == pytest.approx(expected)

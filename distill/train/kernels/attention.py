@@ -71,6 +71,12 @@ def use(model: Any, passed: Mapping[str, bool]) -> bool:
     return True
 
 
+def unuse(model: Any) -> None:
+    """Switch a model, in place, back to transformers' `sdpa`."""
+    if model.config.get_text_config()._attn_implementation in (BY_SESSION, FLASH):
+        model.set_attn_implementation("sdpa")
+
+
 def _is_plain(model: Any) -> bool:
     """Whether every layer attends causally to all tokens before, by `sdpa`."""
     config = model.config.get_text_config()

@@ -10,21 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, rms_norm
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import rms_norm
 
-from distill.models.chat_template import IGNORED
 from distill.models.trial import agree, random_rows
-from distill.train.kernels import attention, autograd
+from distill.train.kernels import attention, autograd, losses
 
-SCALED_HEADS = (
-    "final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling"
-)  # fmt: skip
-"""Settings of architectures that do more after the output head than a softmax."""
 FEWEST_ROWS = 32
 """Rows below which PEFT's own forward is used when no gradient is needed: bitsandbytes generates faster."""
-HEAD_ROWS = 2048
-"""Trained tokens whose logits are kept where the output head is trainable."""
 _SILU = ("SiLU", "SiLUActivation")
 _LOSS = "loss"
 
@@ -54,37 +46,44 @@ def run_trials(model: Any) -> dict[str, bool]:
 
     To be called before `patch`, with the dtypes and autocast of training. Weights and random state stay as they are.
     """
-    causal = _causal(model)
+    causal = causal_of(model)
     passed: dict[str, bool] = {}
     for one in _candidates(causal):
         if one.trial not in passed:
             passed[one.trial] = _agrees(one)
     passed |= attention.run_trials(causal)
-    if _has_plain_head(causal):
-        passed[_LOSS] = _loss_agrees(causal)
+    if losses.has_linear_head(causal):
+        passed[_LOSS] = losses.kernel_agrees(causal)
     return passed
 
 
 def patch(model: Any, passed: Mapping[str, bool]) -> dict[str, int]:
     """Replace forwards whose kernel passed its trial; returns the number of patched modules by kind.
 
-    Other architectures, DoRA and modules with trainable weights keep their own. `loss` is 1 where
-    `model(…, labels=…, token_losses=True)` returns the loss of each trained token.
+    Other architectures, DoRA and modules with trainable weights keep their own. `loss` is 1 where the way `kernel` of
+    `losses` can be taken.
     """
-    causal = _causal(model)
+    causal = causal_of(model)
     counts = {"linear": 0, "mlp": 0, "norm": 0}
     for one in list(_candidates(causal)):
         if passed.get(one.trial, False):
             one.module.forward = one.forward
             counts[one.kind] += 1
     counts["attention"] = int(attention.use(causal, passed))
-    counts[_LOSS] = int(_has_plain_head(causal) and passed.get(_LOSS, False))
-    if counts[_LOSS]:
-        causal.forward = MethodType(_causal_forward(causal.forward), causal)
+    counts[_LOSS] = int(losses.has_linear_head(causal) and passed.get(_LOSS, False))
     return counts
 
 
-def _causal(model: Any) -> Any:
+def unpatch(model: Any) -> None:
+    """Give the modules their own forwards back, and the model its own attention."""
+    causal = causal_of(model)
+    for one in list(_candidates(causal)):
+        vars(one.module).pop("forward", None)
+    attention.unuse(causal)
+
+
+def causal_of(model: Any) -> Any:
+    """The causal language model in a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -116,20 +115,20 @@ def _agrees(one: Candidate) -> bool:
     def ours(rows: Tensor) -> Tensor:
         return one.forward(_norm_forward(norm, rows))
 
-    with _started_adapters(one.module):
+    with started_adapters(one.module, 0.1):
         is_right = agree(own, one.forward, [x], weights)
         return is_right and (one.kind == "norm" or agree(library, ours, [x], weights))
 
 
 @contextmanager
-def _started_adapters(module: Any) -> Iterator[None]:
-    """Within the block, random B (its initial zeros would hide half of an adapter's arithmetic) and no dropout."""
+def started_adapters(module: Any, scale: float) -> Iterator[None]:
+    """Within the block, random B of that scale (initial zeros hide half of an adapter's arithmetic) and no dropout."""
     training = module.training
     module.eval()
     zeros = [weight for name, weight in module.named_parameters() if "lora_B" in name]
     before = [weight.detach().clone() for weight in zeros]
     for weight in zeros:
-        weight.data = random_rows(weight.shape, weight.dtype, weight.device) * 0.1
+        weight.data = random_rows(weight.shape, weight.dtype, weight.device) * scale
     try:
         yield
     finally:
@@ -230,61 +229,5 @@ def _mlp_forward(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
         gate, up, down = (layer for *_, layer in parts)
         adapters = [weight for a, b, _ in parts for weight in (a, b)]
         return autograd.gated_mlp(x, (gate, up, down), adapters, _source_of(x))
-
-    return forward
-
-
-# The loss
-
-
-def _has_plain_head(causal: Any) -> bool:
-    """An output head without bias or scaling of its logits; frozen, or on a CPU."""
-    head = causal.get_output_embeddings()
-    scaled = any(getattr(causal.config.get_text_config(), name, None) for name in SCALED_HEADS)
-    if scaled or type(head) is not torch.nn.Linear or head.bias is not None:
-        return False
-    return not head.weight.requires_grad or head.weight.device.type == "cpu"
-
-
-def _loss_agrees(causal: Any) -> bool:
-    head = causal.get_output_embeddings()
-    vocabulary, width = head.weight.shape
-    labels = torch.arange(FEWEST_ROWS, device=head.weight.device) % vocabulary
-    hidden = random_rows((FEWEST_ROWS, width), head.weight.dtype, head.weight.device)
-    return agree(
-        lambda rows: cross_entropy(head(rows).float(), labels, reduction="none"),
-        lambda rows: _token_losses(rows, head, labels),
-        [hidden],
-        [head.weight] if head.weight.requires_grad else [],
-    )
-
-
-def _token_losses(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
-    """Nats of each of N labels (N), on hidden states of N × H.
-
-    With a trainable head, at most `HEAD_ROWS` rows of logits exist at once; more are recomputed in the backward pass.
-    """
-    if not head.weight.requires_grad:
-        return autograd.token_losses(hidden, head.weight, labels)
-    if len(labels) <= HEAD_ROWS:
-        return _head_losses(hidden, head, labels)
-    parts = zip(hidden.split(HEAD_ROWS), labels.split(HEAD_ROWS), strict=True)
-    return torch.cat([checkpoint(_head_losses, rows, head, part, use_reentrant=False) for rows, part in parts])
-
-
-def _head_losses(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
-    return cross_entropy(head(hidden).float(), labels, reduction="none")
-
-
-def _causal_forward(own: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward with the option `token_losses`, so that wrappers around the model (DDP, accelerate) see a forward."""
-
-    def forward(self: Any, *args: Any, token_losses: bool = False, **inputs: Any) -> Any:
-        if not token_losses:
-            return own(*args, **inputs)
-        labels = inputs.pop("labels")[:, 1:]
-        hidden = self.base_model(*args, **inputs, use_cache=False).last_hidden_state[:, :-1]
-        trained = labels != IGNORED
-        return _token_losses(hidden[trained], self.get_output_embeddings(), labels[trained])
 
     return forward

@@ -1,0 +1,110 @@
+"""The loss of each trained token in one of three ways, of which the model's own forward is always right.
+
+`kernel` and `fused` take hidden states and output head apart, which is right for a head that is one linear layer (and,
+for `fused`, scaled under a name that TRL knows): `self_check` compares them with `own` before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from distill.models.chat_template import IGNORED
+from distill.models.trial import agree, random_rows
+from distill.train.kernels import autograd
+
+HEAD_ROWS = 2048
+"""Trained tokens whose logits are kept where the output head is trainable."""
+TRIED_ROWS = 32
+
+
+def install(causal: Any) -> None:
+    """Give the forward of a causal model the option `token_losses`, the name of a way.
+
+    It then returns nats of each trained token (N, of the labels B × T that are not ignored, the first column left out).
+    As a part of forward, wrappers around the model (DDP, accelerate) see it.
+    """
+    own = causal.forward
+
+    @wraps(own)  # `generate` reads its signature
+    def forward(self: Any, *args: Any, token_losses: str | None = None, **inputs: Any) -> Any:
+        return own(*args, **inputs) if token_losses is None else WAYS[token_losses](self, own, inputs)
+
+    causal.forward = MethodType(forward, causal)
+
+
+def _by_kernel(causal: Any, own: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
+    labels = inputs.pop("labels")[:, 1:]
+    hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    trained = labels != IGNORED
+    return head_losses(hidden[trained], causal.get_output_embeddings(), labels[trained])
+
+
+def _by_fused_head(causal: Any, own: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
+    trained = inputs["labels"][:, 1:] != IGNORED
+    losses: Tensor = -own(**inputs, use_cache=False, fused_lm_head=True).log_probs[trained].float()
+    return losses
+
+
+def _by_own_forward(causal: Any, own: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
+    """What the model adds to the cross entropy of its logits, if anything, is divided evenly among the tokens."""
+    output = own(**inputs, use_cache=False)
+    labels = inputs["labels"][:, 1:]
+    trained = labels != IGNORED
+    losses = cross_entropy(output.logits[:, :-1][trained].float(), labels[trained], reduction="none")
+    more = output.loss - losses.mean() if output.loss is not None and len(losses) else 0.0
+    return losses + more
+
+
+WAYS: Mapping[str, Callable[[Any, Callable[..., Any], dict[str, Any]], Tensor]] = {
+    "kernel": _by_kernel,
+    "fused": _by_fused_head,
+    "own": _by_own_forward,
+}
+"""From the fastest to the model's own."""
+
+
+def has_linear_head(causal: Any) -> bool:
+    """Whether the kernel can take the output head: a linear layer without bias, frozen or on a CPU."""
+    head = causal.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.bias is not None:
+        return False
+    return not head.weight.requires_grad or head.weight.device.type == "cpu"
+
+
+def kernel_agrees(causal: Any) -> bool:
+    """Whether the kernel has the losses and gradients of torch's cross entropy, on random rows."""
+    head = causal.get_output_embeddings()
+    vocabulary, width = head.weight.shape
+    labels = torch.arange(TRIED_ROWS, device=head.weight.device) % vocabulary
+    hidden = random_rows((TRIED_ROWS, width), head.weight.dtype, head.weight.device)
+    return agree(
+        lambda rows: cross_entropy(head(rows).float(), labels, reduction="none"),
+        lambda rows: head_losses(rows, head, labels),
+        [hidden],
+        [head.weight] if head.weight.requires_grad else [],
+    )
+
+
+def head_losses(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
+    """Nats of each of N labels (N), on hidden states of N × H.
+
+    With a trainable head, at most `HEAD_ROWS` rows of logits exist at once; more are recomputed in the backward pass.
+    """
+    if not head.weight.requires_grad:
+        return autograd.token_losses(hidden, head.weight, labels)
+    if len(labels) <= HEAD_ROWS:
+        return _plain_losses(hidden, head, labels)
+    parts = zip(hidden.split(HEAD_ROWS), labels.split(HEAD_ROWS), strict=True)
+    return torch.cat([checkpoint(_plain_losses, rows, head, part, use_reentrant=False) for rows, part in parts])
+
+
+def _plain_losses(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
+    return cross_entropy(head(hidden).float(), labels, reduction="none")
