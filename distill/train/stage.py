@@ -23,7 +23,7 @@ from distill.run.record import StageRecord, read_record
 from distill.train.options import LoraOptions, TrainOptions, TrainSettings
 from distill.types import Session
 
-REVISION = 1
+REVISION = 2
 """To be raised when the stage writes something else for the same inputs and options."""
 
 
