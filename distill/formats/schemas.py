@@ -123,9 +123,10 @@ def _is_object(value: Any) -> bool:
 
 
 def _is_ours(row: Mapping[str, Any]) -> bool:
-    """Whether this program wrote a row: a session by the marks in its meta, a task by having no other keys."""
+    """Whether this program wrote a row: a session by the marks in its meta, a task by its keys, without an answer."""
     if "messages" not in row:
-        return "instruction" in row and row.keys() <= OUR_TASK_KEYS
+        is_marked = {"id", "meta"} <= row.keys() and first_key(row, ANSWER_KEYS) is None
+        return "instruction" in row and (is_marked or row.keys() <= OUR_TASK_KEYS)
     meta = row.get("meta")
     if isinstance(meta, str) and meta.startswith("{"):  # in a table
         try:

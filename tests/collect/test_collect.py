@@ -199,7 +199,7 @@ def test_a_line_separator_inside_a_prompt_ends_no_line(tmp_path):
     [
         ("{oops", "not JSON"),
         ("[1]", "tasks.jsonl:2"),
-        ('{"prompt": "Name a river."}', "`instruction`: field required"),
+        ('{"topic": "Rivers."}', "`instruction`: field required"),
         ('{"instruction": 3}', "`instruction`"),
         ('{"instruction": " "}', "`instruction` is empty"),
         ('{"id": "a", "instruction": "Again."}', "the id a is already that of"),

@@ -187,7 +187,9 @@ class Odd:
 
     def flow(self, task, rng):
         answer = yield Request(role="teacher", messages=(Message("user", task.instruction),))
-        metas = {"half": {"x": "\\ud83d"}, "type": {"x": object()}, "key": {(1, 2): 3}}
+        endless = {}
+        endless["x"] = endless
+        metas = {"half": {"x": "\\ud83d"}, "key": {(1, 2): 3}, "endless": endless}
         return Session(task.id, (Message("user", task.instruction), Message("assistant", answer.text)),
                        metas.get(task.instruction, {}))
 """
@@ -196,12 +198,12 @@ class Odd:
 def test_a_session_that_no_file_can_hold_is_a_failure_with_a_reason(tmp_path, monkeypatch):
     (tmp_path / "odd_parts.py").write_text(STRATEGY)
     monkeypatch.syspath_prepend(str(tmp_path))
-    tasks = ["half", "good", "type", "key"]
+    tasks = ["half", "good", "key", "endless"]
     with MockServer() as server:
         options = {"strategy": "odd_parts:Odd"}
         run = collected(tmp_path, server.url, tasks, collect=options, allowed=["odd_parts"])
-    assert list(sessions(run)) == ["good"]
-    assert reasons(run) == ["unstorable"] * 3
+    assert list(sessions(run)) == ["good", "key"]
+    assert reasons(run) == ["unstorable"] * 2
 
 
 def test_a_failure_of_too_many_names_what_the_endpoint_said(tmp_path):

@@ -11,6 +11,7 @@ import yaml
 
 from distill.cli.main import _code
 from distill.collect.stage import REVISION
+from distill.curate import stage as curate
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 
@@ -61,7 +62,10 @@ def test_a_finished_run_is_current_as_a_whole_and_its_revision_is_told(before, s
     assert _code(["run", str(before)]) == 0
     said = capsys.readouterr().err
     assert "nothing to do, every stage is current" in said
-    assert f"curate: made by revision 0 of its code, now 1; kept: `distill run {before} --redo curate`" in said
+    assert (
+        f"curate: made by revision 0 of its code, now {curate.REVISION}; kept: `distill run {before} --redo curate`"
+        in said
+    )
     assert server.count == asked
     assert stages(before)["curate"]["options"]["curate.length.min_words"] == 2
     assert _code(["show", str(before)]) == 0
@@ -74,7 +78,7 @@ def test_another_option_makes_its_stage_stale_and_no_other(before, server, capsy
     said = capsys.readouterr().err
     assert "curate runs again: curate.length.min_words 2 → 3" in said
     assert "collect runs again" not in said
-    assert stages(before)["curate"]["revision"] == 1
+    assert stages(before)["curate"]["revision"] == curate.REVISION
     assert stages(before)["collect"]["revision"] == 0
 
 
