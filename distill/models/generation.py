@@ -220,7 +220,8 @@ def draw_rows(rows: Sequence[GenerationRow], logits: torch.Tensor) -> list[int]:
     logits = penalised(logits, rows)
     is_finite = torch.isfinite(logits).all(-1).tolist()
     logits = logits.nan_to_num()
-    logits[:, unnamed_ids(rows[0].tokenizer, logits.shape[1])] = -torch.inf
+    if unnamed := unnamed_ids(rows[0].tokenizer, logits.shape[1]):
+        logits[:, unnamed] = -torch.inf
     tokens = draw(logits, [row.sampling for row in rows], [row.random.random() for row in rows])
     for row, token, fine in zip(rows, tokens, is_finite, strict=True):
         if not fine and not row.done:
@@ -232,8 +233,11 @@ def draw_rows(rows: Sequence[GenerationRow], logits: torch.Tensor) -> list[int]:
 
 @lru_cache(maxsize=4)
 def unnamed_ids(tokenizer: Any, rows: int) -> list[int]:
-    """Ids of an output layer with `rows` rows that are no token: an answer with one would miss a piece."""
-    if len(tokenizer) >= rows:
+    """Ids of an output layer with `rows` rows that are no token: an answer with one would miss a piece.
+
+    None without a tokenizer, as in a trial of the model alone.
+    """
+    if tokenizer is None or len(tokenizer) >= rows:
         return []
     return sorted(set(range(rows)) - set(tokenizer.get_vocab().values()))
 

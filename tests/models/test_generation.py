@@ -60,6 +60,14 @@ def test_greedy_answers_equal_the_librarys_own_one_by_one(loaded):
         assert reply.text == tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
 
 
+def test_a_common_model_is_found_to_be_one_that_can_be_batched(loaded):
+    from distill.models.alone import can_batch
+    from distill.models.continuous_batching import _OpenBatch
+    from distill.models.generation import Batch
+
+    assert [can_batch(loaded[0], kind) for kind in (Batch, _OpenBatch)] == [True, True]
+
+
 def test_an_answer_depends_neither_on_its_batch_nor_on_the_order(loaded):
     asked = requests(SAMPLED)
     together = texts(ask(loaded, asked))

@@ -7,6 +7,7 @@ work they come also depends on the machine.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -148,7 +149,7 @@ def _disturb(campaign: Campaign, site: Site, reference: dict[str, str], kinds: l
     _clear(site)
     site.endpoint.noise_share = NOISE_SHARE
     before, invocations = len(campaign.findings), list[Invocation]()
-    while len(invocations) < EVENTS_A_RUN + TRIES and not (invocations and invocations[-1].code == 0):
+    while len(invocations) < EVENTS_A_RUN + TRIES and not _is_finished(site, invocations):
         if kinds and len(invocations) < EVENTS_A_RUN:
             kind = kinds.pop()
             invocation = EVENTS[kind](site, Random(campaign.chance.random()), kind=kind)
@@ -162,6 +163,14 @@ def _disturb(campaign: Campaign, site: Site, reference: dict[str, str], kinds: l
     campaign.report("finished", when_finished(site, reference, invocations))
     if len(campaign.findings) > before:
         _keep(campaign, site)
+
+
+def _is_finished(site: Site, invocations: Sequence[Invocation]) -> bool:
+    """Whether every stage is done; one with requests that were refused for the moment is not."""
+    if not invocations or invocations[-1].code != 0:
+        return False
+    stages = json.loads((site.run_dir / "run.json").read_text())["stages"]
+    return all(stage["status"] == "done" for stage in stages.values())
 
 
 def _keep(campaign: Campaign, site: Site) -> None:
