@@ -76,7 +76,7 @@ class Question:
 class _Turn(BaseModel):
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text_of)] = ""
+    content: Annotated[str, BeforeValidator(_text_of)]
 
     def message(self) -> Message:
         return Message("system" if self.role == "developer" else self.role, self.content)
