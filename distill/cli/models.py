@@ -50,8 +50,8 @@ def serve(
     """Serve a local model, or a run's student.
 
     The endpoint is OpenAI-compatible: /v1/chat/completions and /v1/completions, also streamed; `tools` and
-    `response_format` are refused. Web pages cannot use it, except those
-    of --allow-origin. With --api-key-env every request but /health needs that key, as OpenAI's clients send it.
+    `response_format` are refused. Web pages cannot use it, except those of --allow-origin. With --api-key-env every
+    request but /health needs that key, as OpenAI's clients send it.
 
     Example: distill serve smollm2 --port 8000
     """

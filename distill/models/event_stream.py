@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiohttp import web
@@ -53,7 +54,7 @@ async def stream(
     try:
         for index in range(count):
             futures.append(submit(index, listener(index)))
-            futures[-1].add_done_callback(lambda done, index=index: post(index, done))
+            futures[-1].add_done_callback(partial(post, index))
         first = await events.get()
         if isinstance(first[1], Future) and (error := first[1].exception()) is not None:
             raise refusal(error) if isinstance(error, ProviderError) else error
