@@ -21,7 +21,7 @@ from distill.engine.journal.store import Journal
 from distill.engine.providers import Reply
 from distill.engine.providers.scripted import Scripted
 from distill.recipe import Judging
-from distill.types import Sampling
+from distill.types import Sampling, Usage
 from tests.support.engine.engines import bound
 
 PROMPTS = 24
@@ -173,7 +173,7 @@ def test_a_judge_that_cannot_be_read_is_a_class_of_its_own(tmp_path):
 
 
 def test_a_judge_that_is_cut_is_told_apart_with_the_remedy(tmp_path, capsys):
-    scores, rows, _ = judged(tmp_path, lambda text: Reply("Hm, hm", finish="length"))
+    scores, rows, _ = judged(tmp_path, lambda text: Reply(text="Hm, hm", finish="length", usage=Usage(9, 512)))
     assert scores["judge"]["audit"]["cut"] == scores["judge"]["audit"]["unparsed"] == 1.0
     assert "100% are cut before their verdict; raise compare.judge.max_tokens" in scores["judge"]["withheld"]
     assert "are cut at 512 tokens before their verdict; raise compare.judge.max_tokens" in capsys.readouterr().err
