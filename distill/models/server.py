@@ -24,10 +24,10 @@ from distill.core.console import Say
 from distill.engine.providers import ProviderError, one_line
 from distill.errors import ServerError
 from distill.models.child_server import served_name
-from distill.models.event_stream import Listener, stream
 from distill.models.in_process import load_student, load_whole
-from distill.models.openai_bodies import Body, ChatBody, PromptBody, Question, TokensBody, parsed
-from distill.models.openai_replies import Replies, Texts
+from distill.models.openai_api.bodies import Body, ChatBody, PromptBody, Question, TokensBody, parsed
+from distill.models.openai_api.event_stream import Listener, stream
+from distill.models.openai_api.replies import Replies, Texts
 from distill.models.server_access import AccessControl, AccessRefusal, is_loopback
 
 if TYPE_CHECKING:

@@ -102,7 +102,7 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(openai: Any, options: dict
 
 @pytest.mark.parametrize("stops", [(), ("a",), (" the", "e ")])
 def test_a_text_grows_to_the_answer_that_a_students_template_trims(loaded: tuple[Any, Any], stops: tuple[str, ...]):
-    from distill.models.openai_replies import GrowingText, Texts
+    from distill.models.openai_api.replies import GrowingText, Texts
 
     texts, random = Texts(loaded[1]), Random(1)
     for _ in range(100):

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from distill.models.openai_bodies import Body, ChatBody, PromptBody
+from distill.models.openai_api.bodies import Body, ChatBody, PromptBody
 from distill.models.token_bytes import Spelling, token_texts
 
 if TYPE_CHECKING:

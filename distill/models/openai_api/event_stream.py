@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from aiohttp import web
 
 from distill.engine.providers import ProviderError
-from distill.models.openai_replies import Replies
+from distill.models.openai_api.replies import Replies
 from distill.models.server_access import AccessRefusal
 
 if TYPE_CHECKING:
