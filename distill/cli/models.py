@@ -28,6 +28,14 @@ Origins = Annotated[
         help="let web pages of this origin use it, such as http://localhost:3000; may be given again",
     ),
 ]
+System = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="the system message of conversations without one; by default that of a student's training rows, where all"
+        ' have the same; "" for none',
+    ),
+]
 
 
 @app.command()
@@ -37,11 +45,13 @@ def serve(
     host: Host = "127.0.0.1",
     api_key_env: ApiKey = None,
     allow_origin: Origins = None,
+    system: System = None,
 ) -> None:
     """Serve a local model, or a run's student.
 
-    The endpoint is OpenAI-compatible (/v1/chat/completions and /v1/completions). Web pages cannot use it, except those
-    of --allow-origin. With --api-key-env every request but /health needs that key, as OpenAI's clients send it.
+    The endpoint is OpenAI-compatible: /v1/chat/completions and /v1/completions, also streamed; `tools` and
+    `response_format` are refused. Web pages cannot use it, except those of --allow-origin. With --api-key-env every
+    request but /health needs that key, as OpenAI's clients send it.
 
     Example: distill serve smollm2 --port 8000
     """
@@ -49,16 +59,27 @@ def serve(
     from distill.pipeline.requirements import require_training_packages
 
     require_training_packages("serve")
+    from distill.core import student_folder
+    from distill.errors import one_line
+    from distill.formats.exporters.student.export import trained_system
     from distill.models import server
     from distill.run.remarks import student_remark
 
-    if (line := student_remark(Path(model).expanduser())) is not None:
+    run = Path(model).expanduser()
+    if (line := student_remark(run)) is not None:
         console.say(line)
+    if system is None and student_folder.is_student(student_folder.current(run)):
+        system = trained_system(run)
+        if system:
+            console.say(
+                f"conversations without a system message begin with that of the training rows: {one_line(system)}"
+            )
     server.serve(
         model,
         host=host,
         port=port,
         origins=allow_origin or (),
+        system=system,
         api_key=credentials.secret(api_key_env, "--api-key-env"),
         say=console.say,
     )

@@ -6,7 +6,6 @@ A pair is won only if the judge names the same model in both orders, as in MT-Be
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,15 +21,27 @@ from distill.engine.providers import Provider
 from distill.recipe import Judging
 from distill.text.judge_replies import GradeScale, read_grade
 from distill.text.tokens import harmless
+from distill.text.verdicts import UNPARSED, read_verdict
 from distill.types import Completion, Failure, Flow, Message, Model, Request, Sampling
 
 REPLY_TOKENS = 512
 """Token limit of a judge's reply where the recipe sets none."""
 HIGHEST = 10
-VERDICTS = ("A", "B", "tie")
 
 Verdict: TypeAlias = str
 """The model that is better, `tie`, or `unparsed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What was read of one reply."""
+
+    verdict: Verdict = UNPARSED
+    score: float | None = None
+    """Of a single answer."""
+    reason: str = "the judge did not answer"
+    is_cut: bool = False
+    """Whether the reply was cut at its token limit before a verdict or a score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +77,24 @@ def judge(
     ]
     with console.progress("asking the judge", len(flows)) as bar:
         outcomes = engine({"judge": provider}, progress=bar, local=False).run(flows)
-    unread = ("unparsed", "the judge did not answer")
-    replies = [outcome.value or unread for outcome in outcomes]
+    replies: list[Judgement] = [outcome.value or Judgement() for outcome in outcomes]
+    _warn_of_cuts(replies, sampling)
     entries: dict[int, dict[str, Any]] = {}
     if options.mode != "single":
         for index, pair, entry in _pair_entries(results, options, dict(zip(games, replies, strict=False))):
             entries.setdefault(index, {}).setdefault("pairs", {})[pair] = entry
-    for (index, model), (score, reason) in zip(graded_answers, replies[len(games) :], strict=True):
-        entry = {"score": score if isinstance(score, float) else None, "reason": reason}
+    for (index, model), grade in zip(graded_answers, replies[len(games) :], strict=True):
+        entry = {"score": grade.score, "reason": grade.reason, **({"cut": True} if grade.is_cut else {})}
         entries.setdefault(index, {}).setdefault("single", {})[model] = entry
     return dict(sorted(entries.items()))
+
+
+def _warn_of_cuts(replies: Sequence[Judgement], sampling: Sampling) -> None:
+    if cut := sum(reply.is_cut for reply in replies):
+        console.warn(
+            f"{cut} of the judge's {len(replies)} replies are cut at {sampling.max_tokens} tokens before their verdict;"
+            " raise compare.judge.max_tokens"
+        )
 
 
 def _sampling(sampling: Sampling, options: Judging) -> Sampling:
@@ -131,7 +150,7 @@ def _graded_answers(results: ComparisonResults) -> Iterator[tuple[int, Model]]:
 
 def _play(
     results: ComparisonResults, game: JudgeQuestion, options: Judging, sampling: Sampling
-) -> Flow[tuple[Verdict, str] | None]:
+) -> Flow[Judgement | None]:
     """The better model, and the reason; `None` where the request failed."""
     prompt, models = results.prompts[game.prompt], (game.first, game.second)
     answers = [results.answers[model][game.prompt] for model in models]
@@ -141,13 +160,15 @@ def _play(
     answer: Completion | Failure = yield _request(text, sampling, again=game.again)
     if isinstance(answer, Failure):
         return None
-    place, reason = read_verdict(answer.text, texts=_texts(prompt, answers), tag=tag)
-    return {"A": game.first, "B": game.second}.get(place, place), reason
+    is_cut = answer.finish == "length"
+    place, reason = read_verdict(answer.text, texts=_texts(prompt, answers), tag=tag, is_cut=is_cut)
+    verdict = {"A": game.first, "B": game.second}.get(place, place)
+    return Judgement(verdict, reason=reason, is_cut=is_cut and place == UNPARSED)
 
 
 def _grade(
     results: ComparisonResults, index: int, model: Model, options: Judging, sampling: Sampling
-) -> Flow[tuple[float | None, str] | None]:
+) -> Flow[Judgement | None]:
     prompt, answer = results.prompts[index], results.answers[model][index]
     tag = tag_of(prompt, [answer])
     reply: Completion | Failure = yield _request(
@@ -156,7 +177,8 @@ def _grade(
     if isinstance(reply, Failure):
         return None
     grade = read_grade(reply.text, GradeScale(HIGHEST), texts=_texts(prompt, [answer]), tag=tag)
-    return (None if grade.problem else grade.score), grade.reason
+    is_cut = bool(grade.problem) and reply.finish == "length"
+    return Judgement(score=None if grade.problem else grade.score, reason=grade.reason, is_cut=is_cut)
 
 
 def _request(text: str, sampling: Sampling, *, again: bool = False) -> Request:
@@ -206,56 +228,11 @@ def tag_of(prompt: Prompt, answers: Sequence[ModelAnswer]) -> str:
     return unused_tag(text)
 
 
-# Replies
-
-_WHO = r"(?:answer|assistant|response|model|option)"
-_UNTURNED = rf"(?:(?!\b{_WHO}\b|n't\b|\b(?:not|no|never|nor|worse|less|neither)\b)[^.\n])"
-"""Text allowed between a model's name and "better": no negation, and no other model."""
-_PROSE = re.compile(
-    rf"(?:\b{_WHO}[ \t]+\(?(?P<better>(?-i:[AB]))\)?[ \t]+(?:is|was|does|serves|wins|answers)\b{_UNTURNED}{{0,40}}?"
-    r"\b(?:better|best|stronger|superior|more (?:helpful|accurate|useful)|wins|the winner)\b"
-    rf"|\b(?:prefer|choose|pick|favou?r)[ \t]+{_WHO}?[ \t]*\(?(?P<chosen>(?-i:[AB]))\)?(?=[\s.,;!]|$)"
-    rf"|\b(?:winner|better answer|best answer)[ \t]*(?:is|:)[ \t]*{_WHO}?[ \t]*"
-    r"\(?(?P<named>(?-i:[AB]))\)?(?=[\s.,;!]|$)"
-    r"|(?P<tie>\b(?:it(?:'s| is)|this is|i call it|overall,?)[ \t]+a[ \t]+(?:tie|draw)\b"
-    r"|\bboth (?:answers )?are equally (?:good|bad)\b|\bneither (?:answer )?(?:is|serves) better\b))",
-    re.IGNORECASE,
-)
-"""Verdicts in prose, for judges that omit the line with the verdict."""
-_NEGATED = re.compile(r"(?:\b(?:cannot|not|never|whether|if|would be)|n't)\b[^.\n]{0,30}$", re.IGNORECASE)
-_BOXED_C = re.compile(r"\[\[\s*C\s*\]\]")
-"""MT-Bench's own sign for a tie."""
-
-
-def read_verdict(reply: str, *, texts: Sequence[str] = (), tag: str = "") -> tuple[str, str]:
-    """`A`, `B`, `tie` or `unparsed`, and the judge's reasons.
-
-    The last verdict counts; thoughts, quoted lines, and verdicts that also stand in the judged `texts` do not (see
-    `distill.text.judge_replies`). Where no line is a verdict, the last sentence that states one counts.
-    """
-    reading = read_grade(_BOXED_C.sub("[[tie]]", reply), GradeScale(HIGHEST, VERDICTS), texts=texts, tag=tag)
-    if reading.choice is not None:
-        return reading.choice, reading.reason
-    if reading.problem == "echoed":
-        return "unparsed", reading.reason
-    return _of_prose(reading.reason, texts), reading.reason
-
-
-def _of_prose(reason: str, texts: Sequence[str]) -> str:
-    material = " ".join(" ".join(texts).casefold().split())
-    for match in reversed(list(_PROSE.finditer(reason))):
-        if match[0].casefold() in material or _NEGATED.search(reason[: match.start()]):
-            continue
-        place = match["better"] or match["chosen"] or match["named"]
-        return place.upper() if place else "tie"
-    return "unparsed"
-
-
 # Entries of answers.jsonl
 
 
 def _pair_entries(
-    results: ComparisonResults, options: Judging, replies: Mapping[JudgeQuestion, tuple[Verdict, str]]
+    results: ComparisonResults, options: Judging, replies: Mapping[JudgeQuestion, Judgement]
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
     for pair in options.pairs:
         one, other = _models(pair)
@@ -264,24 +241,29 @@ def _pair_entries(
                 yield index, pair, _pair_entry(JudgeQuestion(index, pair, one, other), replies)
 
 
-def _pair_entry(question: JudgeQuestion, replies: Mapping[JudgeQuestion, tuple[Verdict, str]]) -> dict[str, Any]:
+def _pair_entry(question: JudgeQuestion, replies: Mapping[JudgeQuestion, Judgement]) -> dict[str, Any]:
     """The games of a pair and their outcome for the first of the two; identical answers are a tie without a game."""
     questions = [question, replace(question, first=question.second, second=question.first)]
     games: list[dict[str, Any]] = [
-        {"first": game.first, "verdict": replies[game][0], "reason": replies[game][1]}
+        {
+            "first": game.first,
+            "verdict": replies[game].verdict,
+            "reason": replies[game].reason,
+            **({"cut": True} if replies[game].is_cut else {}),
+        }
         for game in questions
         if game in replies
     ]
     if (again := replies.get(replace(question, again=True))) is not None:
-        games[0]["again"] = again[0]
+        games[0]["again"] = again.verdict
     return {"games": games, "outcome": outcome_of(question.pair, [game["verdict"] for game in games])}
 
 
 def outcome_of(pair: str, verdicts: Sequence[Verdict]) -> str:
     """`win` or `loss` of the pair's first model where all games agree on it, `unparsed` where one cannot be read."""
     one, other = pair.split(":")
-    if "unparsed" in verdicts:
-        return "unparsed"
+    if UNPARSED in verdicts:
+        return UNPARSED
     if verdicts and set(verdicts) == {one}:
         return "win"
     return "loss" if verdicts and set(verdicts) == {other} else "tie"

@@ -171,6 +171,7 @@ def _audit(
     return {
         "games": sum(len(pair["games"]) for pair in pairs),
         "unparsed": _unparsed_share(pairs),
+        "cut": _cut_share(pairs),
         "order_consistency": _same_in_both_orders(pairs),
         "first_place": clustered_interval(
             [float(game["verdict"] == game["first"]) for _, _, game in decisions],
@@ -186,6 +187,11 @@ def _audit(
 
 def _unparsed_share(pairs: Sequence[Mapping[str, Any]]) -> float | None:
     return _share([game for pair in pairs for game in pair["games"]], lambda game: game["verdict"] == "unparsed")
+
+
+def _cut_share(pairs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Share of the games without a verdict because the reply was cut at its token limit."""
+    return _share([game for pair in pairs for game in pair["games"]], lambda game: game.get("cut", False))
 
 
 def _same_in_both_orders(pairs: Sequence[Mapping[str, Any]]) -> float | None:
@@ -240,7 +246,9 @@ def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> st
     if unparsed_share is None:
         return "no two answers differ, so the judge was asked nothing"
     if unparsed_share > MAX_UNPARSED:
-        return f"{unparsed_share:.0%} of the judge's replies cannot be read"
+        cut = _cut_share(pairs) or 0.0
+        why = f" ({cut:.0%} are cut before their verdict; raise compare.judge.max_tokens)" if cut else ""
+        return f"{unparsed_share:.0%} of the judge's replies cannot be read{why}"
     if rate is None or rate.n < MIN_PROMPTS:
         return f"the judge decided {0 if rate is None else rate.n} prompts; at least {MIN_PROMPTS} are needed"
     doubts = {

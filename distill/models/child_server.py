@@ -152,7 +152,7 @@ class LocalServer:
         if self._server == "transformers":
             here = processes.python("-m", "distill", "serve", self._model)
             key = ["--api-key-env", _KEY_VARIABLES[self._server]]
-            return [*here, "--port", str(self._port), *key]
+            return [*here, "--port", str(self._port), "--system", "", *key]
         self.base_url = None
         self._port = self._port or _free_port()
         name = served_name(self._model)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
 from random import Random, getrandbits
@@ -20,8 +20,9 @@ from distill.engine.providers import ProviderError, Reply, one_line
 from distill.errors import DistillError
 from distill.models import chat_template
 from distill.models.alone import can_batch, generate
-from distill.models.generation import Batch, GenerationRow, GrowingLayer, all_end_ids, fit, row_random
+from distill.models.generation import Batch, GenerationRow, GrowingLayer, all_end_ids, fit, known_ids, row_random
 from distill.models.padding import context_tokens
+from distill.models.token_scores import TokenScore, prompt_scores
 from distill.types import Request
 
 MOST_ROWS = 64
@@ -48,6 +49,10 @@ class DecodedAnswer:
     prompt_ids: list[int]
     token_ids: list[int]
     """All sampled tokens, including the end token and those of a stop string."""
+    scores: list[TokenScore] = field(default_factory=list)
+    """One per sampled token, if they were asked for."""
+    prompt_scores: list[TokenScore | None] = field(default_factory=list)
+    """One per token of the prompt, if they were asked for."""
 
 
 @dataclass(slots=True)
@@ -55,6 +60,8 @@ class _Job:
     request: Request
     future: Future[DecodedAnswer]
     row: GenerationRow
+    scores_prompt: bool = False
+    prompt_scores: list[TokenScore | None] = field(default_factory=list)
 
     def settle(self) -> bool:
         """Set the future's result if there is one; returns whether the job is over."""
@@ -65,7 +72,8 @@ class _Job:
             if row.error is not None:
                 self.future.set_exception(row.error)
             else:
-                self.future.set_result(DecodedAnswer(row.reply(), row.prompt, row.new))
+                answer = DecodedAnswer(row.reply(), row.prompt, row.new, row.scores, self.prompt_scores)
+                self.future.set_result(answer)
         return row.done
 
 
@@ -101,10 +109,24 @@ class Decoder:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, request: Request) -> Future[DecodedAnswer]:
-        """Queue a request; cancel the future to abandon it. The future's exception is a `ProviderError`."""
-        row = GenerationRow(request.sampling, Random(), self._ends, self._tokenizer)
-        job = _Job(request, Future(), row)
+    def submit(
+        self,
+        request: Request,
+        *,
+        ids: Sequence[int] = (),
+        top: int | None = None,
+        scores_prompt: bool = False,
+        listener: Callable[[int, TokenScore | None], None] | None = None,
+    ) -> Future[DecodedAnswer]:
+        """Queue a request; cancel the future to abandon it. The future's exception is a `ProviderError`.
+
+        `ids` are the tokens of the prompt, in place of the request's own. With `top`, each sampled token is scored
+        beside that many alternatives, and with `scores_prompt` each token of the prompt. `listener` is called in
+        another thread with each sampled token and its score.
+        """
+        row = GenerationRow(request.sampling, Random(), self._ends, self._tokenizer, top=top, listener=listener)
+        row.prompt = list(ids)
+        job = _Job(request, Future(), row, scores_prompt=scores_prompt)
         self._requests.put(job)
         return job.future
 
@@ -148,7 +170,10 @@ class Decoder:
         try:
             row.random = row_random(request, getrandbits(64) if request.sampling.seed is None else 0)
             context = context_tokens(self._model)
-            if (tokens := _excess(_text(request, self._template, tokenizer), tokenizer, context)) is not None:
+            text = "" if row.prompt else _text(request, self._template, tokenizer)
+            if foreign := [one for one in row.prompt if not 0 <= one < known_ids(tokenizer)]:
+                row.error = ProviderError("prompt", f"the prompt has the id {foreign[0]}, which no token has")
+            elif (tokens := _excess(text, tokenizer, context)) is not None:
                 detail = f"the prompt has over {tokens} tokens and the model takes {context}"
                 row.error = ProviderError("context_length", detail)
             else:
@@ -206,6 +231,11 @@ class Decoder:
     def _admit(self, jobs: list[_Job]) -> None:
         """Prefill jobs together; where the model fails, one by one, so that the fault of one harms no other."""
         try:
+            for job in jobs:
+                if job.scores_prompt and not job.prompt_scores:
+                    row = job.row
+                    top, known = row.top or 0, row.vocabulary or 0
+                    job.prompt_scores = prompt_scores(self._model, row.prompt, known, top)
             if not self._is_batched:
                 job = jobs[0]
                 generate(self._model, job.row, cancelled=lambda: self._stopping or job.future.cancelled())

@@ -24,6 +24,7 @@ from distill.errors import DistillError
 from distill.models import chat_template
 from distill.models.alone import can_batch, generate
 from distill.models.padding import by_length, context_tokens, padded
+from distill.models.token_scores import TokenScore, scores
 from distill.types import Finish, Request, Sampling, Usage
 
 Watch: TypeAlias = Callable[[int, int], None]
@@ -103,9 +104,18 @@ class GenerationRow:
     prompt: list[int] = field(default_factory=list)
     limit: int = 0
     """Largest number of tokens to sample."""
+    vocabulary: int | None = None
+    """Number of ids that the tokenizer knows, where the model has more."""
     new: list[int] = field(default_factory=list)
     finish: Finish | None = None
     error: ProviderError | None = None
+    top: int | None = None
+    """Number of alternatives to score with each token; `None` for no scores."""
+    logits: torch.Tensor | None = None
+    """Logits of the next token (V), kept where tokens are scored."""
+    scores: list[TokenScore] = field(default_factory=list)
+    listener: Callable[[int, TokenScore | None], None] | None = None
+    """Called with each new token and its score."""
 
     @property
     def done(self) -> bool:
@@ -115,6 +125,10 @@ class GenerationRow:
     def take(self, token: int) -> None:
         """Add a token, and finish where it ends the answer."""
         self.new.append(token)
+        if self.logits is not None and self.top is not None:
+            self.scores += scores(self.logits[None], [token], self.top)
+        if self.listener is not None:
+            self.listener(token, self.scores[-1] if self.scores else None)
         if token in self.ends or self._stops():
             self.finish = "stop"
         elif len(self.new) >= self.limit:
@@ -150,9 +164,10 @@ def row_random(request: Request, seed: int) -> Random:
 
 
 def fit(row: GenerationRow, request: Request, template: str, context: int) -> None:
-    """Set the row's prompt and the limit of its answer, or its error."""
+    """Set the row's prompt, unless it has one, and the limit of its answer; or its error."""
+    row.vocabulary = known_ids(row.tokenizer)
     try:
-        row.prompt = (
+        row.prompt = row.prompt or (
             chat_template.prompt_ids(request.messages, template, row.tokenizer)
             if request.prompt is None
             else chat_template.token_ids(request.prompt, row.tokenizer)
@@ -167,6 +182,11 @@ def fit(row: GenerationRow, request: Request, template: str, context: int) -> No
         )
     elif not row.prompt:
         row.error = ProviderError("empty_prompt", "the prompt has no tokens")
+
+
+def known_ids(tokenizer: Any) -> int:
+    """One more than the highest id of the tokenizer; a model may have more, which no text spells."""
+    return max(len(tokenizer), 1 + max(tokenizer.added_tokens_decoder, default=0))
 
 
 class Batch:
@@ -283,8 +303,13 @@ def _appended(buffer: Any, new: Any) -> Any:
 
 
 def penalised(logits: torch.Tensor, rows: Sequence[GenerationRow]) -> torch.Tensor:
-    """Logits (B × V, changed in place) with OpenAI's presence and frequency penalties on tokens drawn before."""
+    """Logits (B × V, changed in place) with OpenAI's presence and frequency penalties on tokens drawn before.
+
+    Without ids that no tokenizer knows. A row that scores its tokens keeps its logits as they were.
+    """
+    logits = logits[:, : rows[0].vocabulary]
     for index, row in enumerate(rows):
+        row.logits = None if row.top is None else logits[index].clone()
         presence, frequency = row.sampling.presence_penalty or 0.0, row.sampling.frequency_penalty or 0.0
         if row.new and (presence or frequency):
             tokens, counts = torch.tensor(row.new, device=logits.device).unique(return_counts=True)

@@ -11,7 +11,7 @@ import hmac
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -39,12 +39,15 @@ class AccessRefusal(Exception):
         self.code = code
         self.param = param
 
+    def body(self) -> dict[str, Any]:
+        """The error as JSON."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
     def response(self) -> web.Response:
         """The response with the error."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else None
-        return web.json_response({"error": error}, status=self.status, headers=headers)
+        return web.json_response(self.body(), status=self.status, headers=headers)
 
 
 class AccessControl:
@@ -64,16 +67,18 @@ class AccessControl:
         """Answer or refuse a request; errors are JSON."""
         try:
             self._check(request)
-            response = _preflight(request) if _is_preflight(request) else await handler(request)
+            return _preflight(request) if _is_preflight(request) else await handler(request)
         except AccessRefusal as refusal:
-            response = refusal.response()
+            return refusal.response()
         except web.HTTPException as error:
-            response = AccessRefusal(error.status, error.text or error.reason).response()
+            return AccessRefusal(error.status, error.text or error.reason).response()
+
+    async def mark(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Let pages of allowed origins read a response; called before its headers are sent."""
         response.headers["Vary"] = "Origin"
         origin = request.headers.get("Origin", "")
         if origin.lower() in self._origins:
             response.headers["Access-Control-Allow-Origin"] = origin
-        return response
 
     def _check(self, request: web.Request) -> None:
         if not request.raw_path.startswith("/"):

@@ -236,6 +236,7 @@ def _audit(audit: JudgeAudit | None) -> str | None:
         ("takes the longer", audit.longer_wins),
         ("a judge of length alone would give the student", longer.mean if longer else None),
         ("unreadable", audit.unparsed),
+        ("cut before the verdict (raise compare.judge.max_tokens)", audit.cut or None),
     )
     return ", ".join(f"{title} {percent(share)}" for title, share in facts if share is not None) or None
 

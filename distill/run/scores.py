@@ -124,6 +124,8 @@ class JudgeAudit:
     longer_wins: Number = None
     longer_would_say: Interval = None
     unparsed: Number = None
+    cut: Number = None
+    """Of the unparsed: cut at the token limit before the verdict."""
     same_family: tuple[str, ...] = ()
 
 

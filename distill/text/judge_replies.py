@@ -110,20 +110,21 @@ def read_grade(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag:
     (`tag`) are ignored. Where no line is a grade, other forms at the end of the reply count. A grade that stands in one
     of the session's `texts` in the same words is ignored: an answer may ask for "Score: 10", and a judge may repeat it.
     """
-    answer = _LATER_THOUGHTS.sub("", in_text(reply).answer)[-MAX_REPLY:]
-    text = _without_echo(answer, tag).strip()
-    grades, session = list(islice(_statements(text, scale), MAX_STATEMENTS)), _fold("\n".join(texts))
+    text = plain_reply(reply, tag)
+    grades, session = list(islice(_statements(text, scale), MAX_STATEMENTS)), fold("\n".join(texts))
     for piece, grade in grades:
-        if _fold(piece) not in session:
+        if fold(piece) not in session:
             return replace(grade, reason=one_line(grade.reason, MAX_NOTE))
     return Grade(problem="echoed" if grades else "unparsed", reason=one_line(text, MAX_NOTE))
 
 
-def _without_echo(text: str, tag: str) -> str:
-    return re.sub(rf"<(\w+)-{tag}>.*?</\1-{tag}>", "", text, flags=re.DOTALL) if tag else text
+def plain_reply(reply: str, tag: str = "") -> str:
+    """The end of a reply without thoughts, and without the turns that it repeats between tags that end in `tag`."""
+    answer = _LATER_THOUGHTS.sub("", in_text(reply).answer)[-MAX_REPLY:]
+    return (re.sub(rf"<(\w+)-{tag}>.*?</\1-{tag}>", "", answer, flags=re.DOTALL) if tag else answer).strip()
 
 
-def _fold(text: str) -> str:
+def fold(text: str) -> str:
     """The text without case and markup, so that a quoted line matches however the judge formats it."""
     plain = " ".join(text.casefold().split())  # else `_SIGN` takes quadratic time in white space
     return f" {' '.join(_DRESS.sub(' ', _SIGN.sub(': ', plain)).split())} "
@@ -133,7 +134,7 @@ def _statements(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
     """The grades in a reply with the text that states each, the most certain first."""
     if (whole := _of_object(text, scale)) is not None:
         yield text, whole
-    lines = list(_plain_lines(text))
+    lines = list(plain_lines(text))
     for place in range(len(lines) - 1, -1, -1):
         if (grade := _of_line(lines[place], scale)) is not None:
             before = " ".join(lines[:place])
@@ -143,7 +144,7 @@ def _statements(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
 
 def _at_end(text: str, lines: Sequence[str], scale: GradeScale) -> Iterator[tuple[str, Grade]]:
     """Grades at the end of a reply: a fence, an object, "[[8]]", "8/10" or "[RESULT] 8"."""
-    before, inside = _last_fence(text)
+    before, inside = last_fence(text)
     if (grade := _of_object(inside, scale) or _of_line(inside, scale)) is not None:
         yield inside, replace(grade, reason=grade.reason or before)
     if (last := _OBJECT_LAST.search(text)) is not None and (grade := _of_object(last[0], scale)) is not None:
@@ -175,7 +176,7 @@ def _of_object(text: str, scale: GradeScale) -> Grade | None:
     return None if grade is None else replace(grade, reason=str(reasons) or grade.reason)
 
 
-def _plain_lines(text: str) -> Iterator[str]:
+def plain_lines(text: str) -> Iterator[str]:
     """Lines outside fences and block quotes."""
     is_fenced = False
     for line in text.splitlines():
@@ -185,7 +186,7 @@ def _plain_lines(text: str) -> Iterator[str]:
             yield line
 
 
-def _last_fence(text: str) -> tuple[str, str]:
+def last_fence(text: str) -> tuple[str, str]:
     """The text before and inside a fence that ends the text, closed or not; empty where there is none."""
     lines = text.splitlines()
     marks = [place for place, line in enumerate(lines) if _FENCE.match(line)]

@@ -131,3 +131,14 @@ def test_a_page_of_an_allowed_origin_asks_and_reads(server: Server, page: int):
     read, statuses = fetched(f"http://localhost:{page}/", address, **options)
     assert read.startswith('cors {"id": "cmpl-')
     assert statuses == [204, 200]
+
+
+def test_a_chat_page_of_an_allowed_origin_reads_a_stream(server: Server, page: int):
+    body = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 4, "stream": True})
+    options = {"method": "POST", "headers": {"Content-Type": "application/json"}, "body": body}
+    read, statuses = fetched(
+        f"http://localhost:{page}/", f"http://127.0.0.1:{server.port}/v1/chat/completions", **options
+    )
+    assert read.startswith('cors data: {"id": "chatcmpl-')
+    assert read.endswith("data: [DONE]\n\n")
+    assert statuses == [204, 200]

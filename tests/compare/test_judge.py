@@ -11,16 +11,17 @@ from random import Random
 import numpy
 import pytest
 
-from distill.compare.judge import outcome_of, read_verdict
+from distill.compare.judge import outcome_of
 from distill.compare.judge_audit import family
 from distill.compare.metrics.overlap import Overlap
 from distill.compare.stage import Bench, Sides, compare
 from distill.compare.stats import Misleading, length_controlled
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
+from distill.engine.providers import Reply
 from distill.engine.providers.scripted import Scripted
 from distill.recipe import Judging
-from distill.types import Sampling
+from distill.types import Sampling, Usage
 from tests.support.engine.engines import bound
 
 PROMPTS = 24
@@ -58,11 +59,13 @@ def longest(text: str) -> str:
     return f"More is more.\nVerdict: {max(answers, key=lambda place: len(answers[place]))}"
 
 
-def judged(folder: Path, script: Callable[[str], str], *, options: Judging | None = None, rows=None, prompts=None):
+def judged(
+    folder: Path, script: Callable[[str], str | Reply], *, options: Judging | None = None, rows=None, prompts=None
+):
     """The judge's part of scores.json, the rows, and what was asked."""
     asked: list[str] = []
 
-    def reply(request) -> str:
+    def reply(request) -> str | Reply:
         asked.append(request.messages[0].content)
         return script(request.messages[0].content)
 
@@ -167,6 +170,14 @@ def test_a_judge_that_cannot_be_read_is_a_class_of_its_own(tmp_path):
     assert (told["unparsed"], told["n"], told["win_rate"], told["p"]) == (PROMPTS, 0, None, None)
     assert scores["judge"]["withheld"] == "100% of the judge's replies cannot be read"
     assert rows[0]["judge"]["pairs"]["student:teacher"]["outcome"] == "unparsed"
+
+
+def test_a_judge_that_is_cut_is_told_apart_with_the_remedy(tmp_path, capsys):
+    scores, rows, _ = judged(tmp_path, lambda text: Reply(text="Hm, hm", finish="length", usage=Usage(9, 512)))
+    assert scores["judge"]["audit"]["cut"] == scores["judge"]["audit"]["unparsed"] == 1.0
+    assert "100% are cut before their verdict; raise compare.judge.max_tokens" in scores["judge"]["withheld"]
+    assert "are cut at 512 tokens before their verdict; raise compare.judge.max_tokens" in capsys.readouterr().err
+    assert rows[0]["judge"]["pairs"]["student:teacher"]["games"][0]["cut"] is True
 
 
 def test_a_judge_of_moods_is_found_out_when_asked_again(tmp_path):
@@ -278,48 +289,6 @@ def test_of_several_turns_the_whole_dialogue_is_shown(tmp_path):
     said = shown(asked[0])["A"]
     assert said.startswith("Person: One?\n\nAssistant: first said\n\nPerson: Two?\n\nAssistant: quality")
     assert "last answer of each dialogue" in asked[0]
-
-
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
-        ("A is right.\nVerdict: A", "A"),
-        ("Verdict: A\nNo, I was wrong.\nVerdict: B", "B"),
-        ("[[A]] was my first thought.\n\n[[B]]", "B"),
-        ("Both fail. [[C]]", "unparsed"),
-        ("Both fail.\n[[C]]", "tie"),
-        ("**Verdict:** tie", "tie"),
-        ('{"reason": "B errs", "verdict": "A"}', "A"),
-        ('```json\n{"verdict": "B"}\n```', "B"),
-        ("<think>Verdict: A</think>\nVerdict: B", "B"),
-        ("<think>Verdict: A and then it was cut", "unparsed"),
-        ("> Verdict: A\n\nI see no reason to agree.", "unparsed"),
-        ("```\nVerdict: A\n```\nI leave it open.", "unparsed"),
-        ("Answer B is clearly better, for it is right.", "B"),
-        ("I prefer Answer A.", "A"),
-        ("The winner is B.", "B"),
-        ("It's a tie.", "tie"),
-        ("I would not say that answer A is better.", "unparsed"),
-        ("I prefer a shorter answer.", "unparsed"),
-        ("The winner is a matter of taste.", "unparsed"),
-        ("I cannot choose a winner here.", "unparsed"),
-        ("I don't prefer A.", "unparsed"),
-        ("Answer A is not better than answer B.", "unparsed"),
-        ("Answer A isn't better.", "unparsed"),
-        ("Answer A is worse, answer B is better.", "B"),
-        ("", "unparsed"),
-        ("Verdict: C", "unparsed"),
-        ("Verdict: A or B", "unparsed"),
-    ],
-)
-def test_a_verdict_is_read_as_it_was_meant(reply, expected):
-    assert read_verdict(reply)[0] == expected
-
-
-def test_a_verdict_that_stands_in_an_answer_is_not_the_judges():
-    assert read_verdict("It says:\nVerdict: A", texts=["Please write\nVerdict: A"])[0] == "unparsed"
-    assert read_verdict("It says:\nVerdict: A\nI say:\nVerdict: B", texts=["Please write\nVerdict: A"])[0] == "B"
-    assert read_verdict("It claims the winner is A.", texts=["The winner is A"])[0] == "unparsed"
 
 
 def test_only_both_orders_together_win():

@@ -193,6 +193,18 @@ def test_progress_is_told_after_every_step(loaded):
     assert told == [(0, 2), (1, 4), (1, 6), (2, 8)]
 
 
+def test_an_id_that_no_token_has_is_never_drawn(loaded):
+    """Models have more rows than their tokenizers have tokens, for speed."""
+    import copy
+
+    import torch
+
+    model, tokenizer = copy.deepcopy(loaded[0]), loaded[1]
+    asked, head = requests(Sampling(temperature=0, max_tokens=8)), model.lm_head.weight
+    model.lm_head.weight = torch.nn.Parameter(torch.cat([head, 100 * head[:64], -100 * head[:64]]))
+    assert ask((model, tokenizer), asked) == ask(loaded, asked)
+
+
 def test_nothing_asked_is_nothing_answered(loaded):
     assert ask(loaded, []) == []
 

@@ -162,12 +162,19 @@ def test_a_prompt_over_the_context_is_refused_in_the_shape_of_the_api(client: Cl
         {},
         {"prompt": ""},
         {"prompt": 5},
-        {"prompt": ["a", "b"]},
-        {"prompt": "a", "n": 2},
+        {"prompt": ["a", 5]},
+        {"prompt": []},
+        {"prompt": [10_000_000]},
+        {"prompt": [-1]},
+        {"prompt": ["a"] * 65, "n": 2},
+        {"prompt": "a", "n": 0},
         {"prompt": "a", "n": True},
-        {"prompt": "a", "logprobs": 1},
-        {"prompt": "a", "logprobs": 0},
-        {"prompt": "a", "stream": True},
+        {"prompt": "a", "logprobs": 21},
+        {"prompt": "a", "logprobs": True},
+        {"prompt": "a", "stream": "yes"},
+        {"prompt": "a", "stream": True, "echo": True, "logprobs": 1},
+        {"prompt": "a", "tools": [{"type": "function"}]},
+        {"prompt": "a", "response_format": {"type": "json_object"}},
         {"prompt": "a", "top_k": 5},
         {"prompt": "a", "temperature": -1},
         {"prompt": "a", "temperature": "hot"},
@@ -223,9 +230,10 @@ def test_health_and_models_answer(client: Client):
     assert [model["id"] for model in client.ask("GET", "/v1/models")[1]["data"]] == ["smollm2"]
 
 
-def test_a_client_that_leaves_takes_its_request_with_it(client: Client):
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_takes_its_request_with_it(client: Client, stream: bool):
     process = psutil.Process(client.pid)
-    body = json.dumps({"prompt": "la la la la", "max_tokens": 8000, "temperature": 0, "stop": None}).encode()
+    body = json.dumps({"prompt": "la la la la", "max_tokens": 8000, "temperature": 0, "stream": stream}).encode()
     head = (
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n"

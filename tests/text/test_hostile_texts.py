@@ -18,6 +18,7 @@ from distill.text.refusals import refusing_phrase
 from distill.text.rouge_index import NoveltyIndex
 from distill.text.thinking import in_text
 from distill.text.tokens import harmless, normalise, rouge_l, rouge_tokens, visible
+from distill.text.verdicts import read_verdict
 from distill.text.words import comparable, word_count
 from distill.text.wrappers import bare, is_no_input, refuses, strip_quotes, strip_wrappers, without_rulers
 
@@ -56,6 +57,9 @@ TEXTS = {
     "braces": filled("\\boxed{"),
     "sentence ends": filled(".", after="x"),
     "headings": filled("#\n"),
+    "verdicts": filled("Verdict: A. "),
+    "closings": filled("so overall the final "),
+    "quotes": filled('"'),
     "words": words(),
 }
 
@@ -82,6 +86,7 @@ FUNCTIONS: dict[str, Callable[[str], Any]] = {
     "repeats_prompt": lambda text: repeats_prompt(text, PROMPT_LINES),
     "read_grade": lambda text: read_grade(text, GradeScale(10), texts=[text], tag="tag1"),
     "read_grade, a choice": lambda text: read_grade(text, GradeScale(10, ("A", "B", "tie"))),
+    "read_verdict": lambda text: read_verdict(text, texts=[text], tag="tag1"),
     "rouge_l": lambda text: rouge_l(rouge_tokens(text), rouge_tokens(moved(text))),
     "near": near,
     "features": features,

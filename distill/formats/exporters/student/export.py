@@ -167,7 +167,7 @@ def export_student(
     quantising.require(SMALLER[0] if dtype == AUTO else dtype)
     _require_free(run, out)
     name = str(read_record(run).get("name") or run.name)
-    student = read_student(student_folder.current(run), name=name, system=_system(run))
+    student = read_student(student_folder.current(run), name=name, system=trained_system(run))
     if form.require is not None:
         form.require(student)
     with building(out, faults=(SafetensorError,)) as folder:
@@ -291,7 +291,7 @@ def _sessions(run: Path) -> tuple[str, list[Session]]:
     return "no rows", []
 
 
-def _system(run: Path) -> str | None:
+def trained_system(run: Path) -> str | None:
     """The system message that begins all training rows, if there is one; from the recipe where rows have changed."""
     training = students.training(run, read_record(run))
     if training is not None and students.has_other_rows(run, training):
