@@ -41,7 +41,7 @@ from distill.run.record import StageRecord
 from distill.text.thinking import Handling
 from distill.types import MODELS, Model, Sampling
 
-REVISION = 1
+REVISION = 2
 """To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
 
 
