@@ -23,8 +23,8 @@ from itertools import chain, islice
 from typing import Any, Literal, Protocol, get_args
 
 from distill.errors import DistillError, RecipeError, one_line
-from distill.models import template_source
-from distill.models.control_tokens import is_call, pattern_of, plain_controls
+from distill.models.templates import source as template_source
+from distill.models.templates.control_tokens import is_call, pattern_of, plain_controls
 from distill.types import Message
 
 Template = Literal["alpaca", "vicuna", "chatml", "own"]

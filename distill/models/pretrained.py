@@ -17,7 +17,7 @@ from distill.core.extras import install
 from distill.core.files import read_json
 from distill.core.model_files import _settings, _shown, _values, require_sound
 from distill.errors import MissingPackage, ModelError
-from distill.models.template_source import default_of
+from distill.models.templates.source import default_of
 from distill.models.third_party import first_line, is_bounded, quietly
 
 _OWN_CODE = re.compile(r"trust_remote_code|custom code|not recognize|Unrecognized")

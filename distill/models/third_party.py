@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distill.core import processes
 from distill.errors import ModelError, RunFolderError
-from distill.models.template_trial import OVER
+from distill.models.templates.trial import OVER
 
 _NOISY = ("trl", "accelerate", "datasets", "bitsandbytes", "peft", "huggingface_hub")
 
@@ -60,7 +60,7 @@ def quiet() -> Iterator[None]:
 @cache
 def is_bounded(template: str) -> bool:
     """Whether a chat template renders conversations within 1 s and 400 MB, tried once in another process."""
-    script = Path(__file__).with_name("template_trial.py")
+    script = Path(__file__).parent / "templates" / "trial.py"
     status = processes.run(processes.python(str(script)), given=json.dumps(template)).returncode
     return status >= 0 and status != OVER
 

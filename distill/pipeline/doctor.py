@@ -221,7 +221,7 @@ def examine_student(folder: Path, *, at: str | None = None, api_key_env: str | N
     `ServerError` and `EndpointError` for the server.
     """
     require_training_packages("doctor")
-    from distill.models.template_check import SAVED, SERVED, by_server, by_template, check, dialogues_of
+    from distill.models.templates.check import SAVED, SERVED, by_server, by_template, check, dialogues_of
 
     target = _target(folder)
     with _server(target.model, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):

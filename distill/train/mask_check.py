@@ -18,7 +18,7 @@ from typing import Any, Literal
 from distill.errors import MaskError
 from distill.models import chat_template
 from distill.models.chat_template import IGNORED, Example, TrainOn
-from distill.models.control_tokens import is_call, is_thought
+from distill.models.templates.control_tokens import is_call, is_thought
 from distill.models.token_bytes import Spelling
 from distill.train.mask_text import bare, places, quoted, span
 from distill.types import Message

@@ -162,7 +162,7 @@ def test_what_others_wrote_never_starts_an_instruction():
 
 
 def test_the_examples_that_templates_are_checked_on_take_turns():
-    from distill.models.template_check import examples
+    from distill.models.templates.check import examples
 
     for turns in examples():
         roles = [turn.role for turn in turns if turn.role != "system"]

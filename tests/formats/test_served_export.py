@@ -72,7 +72,7 @@ def test_a_changed_template_is_found_at_its_first_differing_token(served, whole_
 
 def test_a_message_that_spells_a_special_token_is_told_and_is_no_fault(served, whole_run):
     from distill.models import loading
-    from distill.models.template_check import SAVED, SERVED, by_server, by_template, check
+    from distill.models.templates.check import SAVED, SERVED, by_server, by_template, check
     from distill.types import Message
 
     tokenizer = loading.load_tokenizer(whole_run / "student")
@@ -88,7 +88,7 @@ def test_a_message_that_spells_a_special_token_is_told_and_is_no_fault(served, w
 
 
 def test_a_server_that_refuses_is_named_by_its_status(served):
-    from distill.models.template_check import by_server
+    from distill.models.templates.check import by_server
     from distill.types import Message
 
     with pytest.raises(EndpointError, match=r"/tokenize gives no tokens \(HTTP 401\)"):

@@ -9,7 +9,7 @@ import pytest
 from distill.errors import DistillError, MaskError
 from distill.models import chat_template
 from distill.models.chat_template import IGNORED, Example
-from distill.models.control_tokens import plain_controls
+from distill.models.templates.control_tokens import plain_controls
 from distill.models.token_bytes import Spelling
 from distill.train.mask_check import MaskGate, MaskRow
 from distill.types import Message

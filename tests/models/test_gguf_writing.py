@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from distill.errors import ModelError
 from distill.models.chat_template import jinja
 from distill.models.gguf.rope import llama3_factors
-from distill.models.template_check import examples
+from distill.models.templates.check import examples
 from tests.support import families, llama_cpp
 
 pytestmark = pytest.mark.slow

@@ -43,7 +43,7 @@ def test_after_an_evaluation_they_equal_those_of_the_plain_weights(tiny):
 
     base = loading.load_causal(Path(tiny), quantise=True).dequantize()
     with third_party.quiet():
-        reference = get_peft_model(base, adapter_of(given.lora))
+        reference = get_peft_model(base, adapter_of(given.lora, base))
     learnt = {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
     for name, parameter in reference.named_parameters():
         if parameter.requires_grad:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from distill.errors import DistillError, ModelError, RecipeError
-from distill.models import chat_template, pretrained, template_check
+from distill.models import chat_template, pretrained
 from distill.models.chat_template import IGNORED
+from distill.models.templates import check as template_check
 from distill.train.mask_check import MaskGate, MaskRow
 from distill.types import Message
 from tests.models.test_template_trial import LOOPS

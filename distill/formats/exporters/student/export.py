@@ -30,7 +30,7 @@ from distill.models.device import free_memory
 from distill.models.gguf import quantising, writing
 from distill.models.gguf.reading import read_gguf
 from distill.models.gguf.support import require_supported
-from distill.models.template_check import SAVED, TemplateReport, by_template, check, dialogues_of
+from distill.models.templates.check import SAVED, TemplateReport, by_template, check, dialogues_of
 from distill.run import model_card, students
 from distill.run.layout import FILES
 from distill.run.record import read_record, versions

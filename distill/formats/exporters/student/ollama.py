@@ -16,7 +16,7 @@ from itertools import pairwise
 from distill.errors import DistillError, ModelError
 from distill.models import chat_template
 from distill.models.chat_template import Tokenizer
-from distill.models.template_check import examples
+from distill.models.templates.check import examples
 from distill.types import Message
 
 START = ""
