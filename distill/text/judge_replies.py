@@ -162,15 +162,19 @@ def _of_line(line: str, scale: GradeScale) -> Grade | None:
     return scale.read(match["said"]) if match is not None else None
 
 
-def _of_object(text: str, scale: GradeScale) -> Grade | None:
-    """The grade in a JSON object, as judges with `response_format` write it."""
+def json_fields(text: str) -> dict[str, Any]:
+    """The fields of a JSON object, their names in lower case with underscores; none where the text is no object."""
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict):
-        return None
-    fields = {re.sub(r"[\s-]+", "_", key.casefold()): reply for key, reply in value.items()}
+        return {}
+    fields = value if isinstance(value, dict) else {}
+    return {re.sub(r"[\s-]+", "_", name.casefold()): field for name, field in fields.items()}
+
+
+def _of_object(text: str, scale: GradeScale) -> Grade | None:
+    """The grade in a JSON object, as judges with `response_format` write it."""
+    fields = json_fields(text)
     grade = scale.read(str(next((fields[key] for key in _GRADES if key in fields), "")))
     reasons = next((fields[key] for key in _REASONS if key in fields), "")
     return None if grade is None else replace(grade, reason=str(reasons) or grade.reason)

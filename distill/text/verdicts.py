@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distill.errors import one_line
-from distill.text.judge_replies import MAX_LINE, MAX_NOTE, fold, last_fence, plain_lines, plain_reply
+from distill.text.judge_replies import MAX_LINE, MAX_NOTE, fold, json_fields, last_fence, plain_lines, plain_reply
 
 UNPARSED = "unparsed"
 WEAK, STATED, FINAL = 1, 2, 3
@@ -261,12 +259,6 @@ def _of_prose(text: str) -> tuple[str, str] | None:
 
 def _of_object(text: str) -> str | None:
     """The verdict in a JSON object."""
-    try:
-        value: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict):
-        return None
-    fields = {re.sub(r"[\s-]+", "_", key.casefold()): reply for key, reply in value.items()}
+    fields = json_fields(text)
     verdict = next((fields[key] for key in _FIELDS if key in fields), None)
     return _body(verdict) if isinstance(verdict, str) else None

@@ -43,7 +43,8 @@ def merged(body: Any) -> dict[str, Any] | None:
     is_over = reason is not None or whole.get("done") is True or any(chunk is _DONE for chunk in chunks)
     if not ((is_over and turn) or whole.get("error")):
         raise ProviderError("malformed", "the response is a stream that breaks off", transient=True)
-    return mended({**whole, "choices": [{"index": 0, "message": turn, "finish_reason": reason}]})  # type: ignore[no-any-return]
+    reply: dict[str, Any] = mended({**whole, "choices": [{"index": 0, "message": turn, "finish_reason": reason}]})
+    return reply
 
 
 _DONE: Mapping[str, Any] = {}
