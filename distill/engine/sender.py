@@ -304,9 +304,10 @@ class RequestSender:
             self._check()  # Ctrl-C may have come while the intent was written
             return await reply_of(sending.provider, sending.question.request)
         except BaseException as error:
-            bill = self._budget.settle_error(sending.most, NOT_SENT if isinstance(error, SenderStopping) else error)
+            is_unsent = isinstance(error, SenderStopping)
+            bill = self._budget.settle_error(sending.most, NOT_SENT if is_unsent else error)
             self._tally.wasted_usd += bill.usd or 0.0
-            outcome = "free" if bill is not sending.most else "charged"
+            outcome = "unsent" if is_unsent else "free" if bill is not sending.most else "charged"
             sending.unsettled.append(settled(send, bill, outcome, sending.intent))
             self._account()
             raise

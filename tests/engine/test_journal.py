@@ -191,10 +191,11 @@ def test_what_sends_became_is_told_by_stage_role_model_and_outcome(path: Path) -
             return journal.write(intention(of, 1, stage=stage, role="teacher", model=model, most=most)).result(5)
 
         of = keep(journal, RAW)
-        kept, failed_once, lost, wrong = send(of), send(of), send(of), send("another")
+        kept, failed_once, lost, wrong, unsent = send(of), send(of), send(of), send("another"), send("another")
         journal.write((settled(kept, Bill(3, 2, 0.01), "kept"),)).result(5)
         journal.write((settled(failed_once, None, "charged"),)).result(5)
         journal.write((settled(wrong, Bill(0, 0, 0.0), "free"),)).result(5)
+        journal.write((settled(unsent, Bill(0, 0, 0.0), "unsent"),)).result(5)
         send(of, "other", "expand")
         costs = journal.costs()
         assert [(cost.stage, cost.model, cost.outcome, cost.sends, cost.usd) for cost in costs] == [

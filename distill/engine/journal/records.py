@@ -120,7 +120,7 @@ def intention(
 
 
 def settled(send: int, bill: Bill | None, outcome: str, intent: Change = ()) -> Statement:
-    """A send's outcome (`kept`, `free` or `charged`) and its cost; without a bill, the worst case stays.
+    """A send's outcome (`kept`, `free`, `charged` or `unsent`) and its cost; without a bill, the worst case stays.
 
     With the send's `intent` its checksum is computed here; else by SQLite, whose calls into Python cost a hundred
     thousand sends seconds.
