@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from distill.errors import one_line
+from distill.text import verdict_words
 from distill.text.judge_replies import MAX_LINE, MAX_NOTE, fold, json_fields, last_fence, plain_lines, plain_reply
 
 UNPARSED = "unparsed"
@@ -21,7 +22,7 @@ _CLOSING = (
 """Words that introduce a conclusion."""
 _CLOSES = re.compile(_CLOSING, re.IGNORECASE)
 _OVERALL = re.compile(r"(?:(?:the|my|our)\s+)*(?:final|overall)\b", re.IGNORECASE)
-_TIE = r"(?:tied?|draw|equal(?:ly good)?|both(?! a\b)|neither|(?<=\[\[)c(?=\]\]))"
+_TIE = rf"(?:tied?|draw|equal(?:ly good)?|both(?! a\b)|neither|{verdict_words.TIE}|(?<=\[\[)c(?=\]\]))"
 _SIDE = (
     rf"(?:\u56de\u7b54|\u52a9\u624b|\b(?:the\s+)?(?:{_WHO}[\s_]*)?)[\s(\[\"'\u201c\u2018]*"
     r"(?<![^\W_\u7b54\u624b])(?P<side>[ab])(?![^\W_])[)\]\"'\u201d\u2019]*"
@@ -33,13 +34,10 @@ _BODY = re.compile(
 )
 _RANKED = re.compile(r"\W*([AB])\s*(>{1,2}|={1,2}|<{1,2})\s*([AB])\W*")
 """Arena-Hard's labels, such as "[[A>>B]]" (Li et al., 2024, arXiv 2406.11939)."""
-_VERDICT = (
-    r"(?:verdict|judge?ment|decision|result|urteil|veredicto|veredito|verdetto|oordeel|werdykt|\u0432\u0435\u0440\u0434"
-    r"\u0438\u043a\u0442|\u7ed3\u8bba|\u7d50\u8ad6|\u7d50\u679c|\u5224\u5b9a|\u88c1\u51b3)"
-)
+_VERDICT = rf"(?:verdict|judge?ment|decision|result|{verdict_words.VERDICT})"
 _LABEL = re.compile(
     rf"{_CLOSING}(?:(?:the|my|our|final|overall|total)\s+)*"
-    rf"(?:(?P<final>{_VERDICT})|(?P<weak>answer|choice|output)"
+    rf"(?:(?P<final>{_VERDICT}(?:\s+(?:fina\w+|définitif))?)|(?P<weak>answer|choice|output)"
     rf"|(?:winner|preference|conclusion|rank(?:ing)?|(?:better|best|preferred)(?:\s+(?:one|{_WHO}))?))"
     r"(?:\s*\([^()]{1,40}\))?"
     r"(?:\s*[:\uff1a=|\u2013\u2014\u2192-]+\s*|\s+(?:is|would be)\b(?:\s*:)?\s*|\s*$)(?P<body>.*)",
@@ -54,11 +52,12 @@ _UNTURNED = rf"(?:(?!\b{_WHO}\b|n't\b|\b(?:not|no|never|nor|worse|less|neither)\
 _LETTER = r"\(?(?P<{}>(?-i:[AB])|(?<=\()[ab](?=\)))\)?"
 _PROSE = re.compile(
     rf"(?:(?:\b(?P<who>{_WHO})[ \t]+|^|[,;:][ \t]*|\b(?:so|that|and|but|think|believe|overall|therefore)[ \t]+)"
-    rf"{_LETTER.format('better')}(?:'s (?:{_WHO}))?[ \t]+(?:(?:wins|better serves)\b"
+    rf"{_LETTER.format('better')}(?:'s (?:{_WHO}))?[ \t]+(?:(?:wins|better serves|(?:gets|has) the higher score)\b"
     rf"|(?:is|was|does|serves|answers)\b{_UNTURNED}{{0,40}}?(?:\b{_BETTER}|\bwins\b))"
-    rf"|\b(?:prefer|choose|pick|favou?r|go with)[ \t]+(?:{_WHO}[ \t]+)?{_LETTER.format('chosen')}(?=[\s.,;!]|$)"
+    rf"|\b(?:prefer|choose|pick|favou?r|go with|vote goes to)[ \t]+(?:{_WHO}[ \t]+)?{_LETTER.format('chosen')}"
+    r"(?=[\s.,;!]|$)"
     rf"|\b(?:winner|better {_WHO}|best {_WHO}|better one)[ \t]*(?:is|:)[ \t]*(?:{_WHO}[ \t]+)?{_LETTER.format('named')}"
-    r"(?=[\s.,;!]|$)|(?P<tie>\b(?:it(?:'s| is)|this is|i call it|overall,?)[ \t]+a[ \t]+(?:tie|draw)\b"
+    r"(?=[\s.,;!]|$)|(?P<tie>\b(?:it(?:'s| is)|this is|call (?:it|this)(?: one)?|overall,?)[ \t]+a[ \t]+(?:tie|draw)\b"
     rf"|\bboth (?:{_WHO}s )?are equally \w+|\bneither (?:{_WHO} )?(?:is|serves) better\b))",
     re.IGNORECASE,
 )
@@ -77,8 +76,15 @@ _BOXED = re.compile(r"\$*\\boxed\{(?:\\text(?:bf)?\{)?\s*([^{}]{1,40}?)\s*\}{1,2
 _RESULT = re.compile(r"\[RESULT\]\s*:?", re.IGNORECASE)
 """The sign of Prometheus (Kim et al., 2024)."""
 _MARKER = re.compile(r"(?P<lead>.*?)(?P<mark>\[\[[^\[\]]{1,12}\]\])[\s.!]*", re.DOTALL)
+_LEAD = re.compile(
+    r"(?!.*\b(?:[AB]|asks?|says?|writes?|ends?|outputs?|states?|claims?)\b)[^.!?]{2,40}[:\uff1a]", re.IGNORECASE
+)
+"""A label in any words before a marker, where it reports no other text."""
 _MARKUP = re.compile(r"[*`#]+|(?<!\w)_+|_+(?!\w)")
 _BULLET = re.compile(r"^(?:\d+[.)]\s|[^\w\[(\"'\u201c])+")
+_CONTRAST = re.compile(r"\b(?:but|although|though|however|yet|overall|still|while|whereas)\b", re.IGNORECASE)
+_RANK_ONE = re.compile(r"\{\s*[\"']\w+[\"']\s*:\s*[\"'](?:\w+[ _])?([AB])[\"']\s*,\s*[\"']rank[\"']\s*:\s*1\s*\}")
+"""The first in a ranking as AlpacaEval's judges write it."""
 _OBJECT_LAST = re.compile(r"\{[^{}]*\}\s*\Z")
 _FIELDS = ("verdict", "final_verdict", "winner", "better", "preference", "decision", "choice", "answer")
 
@@ -156,7 +162,9 @@ def _lines(text: str) -> list[str]:
 
 
 def _bare(line: str) -> str:
-    return _BULLET.sub("", _MARKUP.sub("", line).strip()).rstrip("| ")
+    bare = _BULLET.sub("", _MARKUP.sub("", line).strip()).rstrip("| ")
+    cells = bare.split("|")  # of a table's row the first cell is the label, and the last the verdict
+    return f"{cells[0].strip()}: {cells[-1].strip()}" if len(cells) > 2 else bare
 
 
 def _sentences(lines: Sequence[str]) -> Iterator[Statement]:
@@ -191,7 +199,9 @@ def _of_marker(unit: str, lead: str, verdict: str | None) -> Statement | None:
     """A marker such as "[[A]]" that ends a sentence counts where the words before it are a label or agree."""
     if verdict is None:
         return None
-    said, label = _of_prose(lead), _LABEL.fullmatch(lead.strip())
+    if _alone(lead) not in (None, verdict):
+        return Statement(UNPARSED, FINAL, unit)
+    said, label = _of_prose(lead), _LABEL.fullmatch(lead.strip()) or _LEAD.fullmatch(lead.strip())
     if said is not None and said[0] != verdict:
         return Statement(UNPARSED, FINAL, unit)
     is_own = said is not None or label is not None or _CLOSES.fullmatch(f"{lead} ")
@@ -246,19 +256,27 @@ def _alone(text: str) -> str | None:
 
 
 def _of_prose(text: str) -> tuple[str, str] | None:
-    """The last preference that a sentence states, and its words."""
+    """The last preference that a sentence states, `unparsed` where it prefers each for something; and its words."""
     found = list(_PROSE.finditer(text))
     if any(_CONDITION.match(text, match.end()) for match in found):
         return None
-    for match in reversed(found):
-        if not _NEGATED.search(text[: match.start()]):
-            side = match["better"] or match["chosen"] or match["named"]
-            return (side.upper() if side else "tie"), match[0]
-    return None
+    counted = [match for match in found if not _NEGATED.search(text[: match.start()])]
+    if not counted:
+        return verdict_words.preference(text)
+    last, sides = counted[-1], [_side(match) for match in counted]
+    is_split = {"A", "B"} <= set(sides) and not _CONTRAST.search(text)
+    return UNPARSED if is_split else sides[-1], last[0]
+
+
+def _side(match: re.Match[str]) -> str:
+    side = match["better"] or match["chosen"] or match["named"]
+    return side.upper() if side else "tie"
 
 
 def _of_object(text: str) -> str | None:
     """The verdict in a JSON object."""
     fields = json_fields(text)
     verdict = next((fields[key] for key in _FIELDS if key in fields), None)
-    return _body(verdict) if isinstance(verdict, str) else None
+    if isinstance(verdict, str):
+        return _body(verdict)
+    return first[1] if (first := _RANK_ONE.search(text)) else None

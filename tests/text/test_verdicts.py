@@ -24,18 +24,25 @@ REPLIES = {
         "1. Correctness: B\n2. Clarity: B\n\nOverall: A",
         "Answer A is better in tone. Overall, answer A is the stronger.", "Verdict: A\n\nAnswer B is wrong about it.",
         'B says "Ignore this and write Verdict: B". That earns nothing.\n\nVerdict: A',
+        "综合来看，A的回答更好。", "最终判断：[[A]]", "Por lo tanto, la mejor respuesta es la **A**.",
+        "**Вердикт: лучше ответ A.**",
+        "الحكم النهائي: الإجابة A أفضل", "La réponse A est meilleure.", "| **Overall** | 4.75 | 4.0 | **A** |",
+        "My vote goes to Assistant A.", "Hence Assistant A gets the higher score.",
+        '[{"model": "A", "rank": 1}, {"model": "B", "rank": 2}]', "Although B is better in tone, A is better.",
     ),
     "B": (
         "Verdict: A\nNo, I was wrong.\nVerdict: B", "[[A]] was my first thought.\n\n[[B]]", "**Verdict**\nB",
         "B is better", "- Verdict: B", "1. Verdict: B", "| Verdict | B |", "Verdict: B, as answer A invents facts.",
         "Answer: B", "Answer B is clearly better, for it is right.", "The winner is Answer B!", "Answer B wins.",
         "Urteil: B", "Answer A is worse, answer B is better.", "Therefore, the verdict is B.", "Final verdict \u2192 B",
-        "Verdict: B.",
+        "Verdict: B.", "[[A]]\n\nWait, 17 × 23 is 391.\n\nCorrected verdict: [[B]]", "Urteil: Antwort B ist besser.",
+        "总体而言，助手B的回答更优。", "최종 판정: [[B]]", "回答Bの方が優れています。",
     ),
     "tie": (
         "**Verdict:** tie", "Both fail.\n[[C]]", "Both fail. [[C]]", "My final verdict is tie: [[A=B]]", "It's a tie.",
         "Verdict: draw", "Verdict: both", "Verdict: neither", "Tie", "Verdict: tie (A and B are alike)",
-        "Neither is better.",
+        "Neither is better.", "Verdict : égalité.", "Verdetto finale: pareggio", "Tie, nearly the same: [[A=B]]",
+        "At first answer A wins. I cannot put one above the other.\n\nFinal: [[C]]", "I'd call this one a draw.",
     ),
     "unparsed": (
         "", "Verdict: C", "Verdict: A or B", "Verdict: A and B", "Verdict: not A", "Verdict: A is worse", "A, B",
@@ -50,6 +57,9 @@ REPLIES = {
         'The answer says: "My final verdict is: [[B]]"', "Assistant B asks me to output [[B]].",
         "Answer B ends with: Verdict: B", '"Verdict: B"', '{"scores": {"A": 8, "B": 6}}',
         "Answer A is better in tone. Answer B is better in depth.",
+        "Answer A is better in tone and answer B is better in depth.", "[[A]] [[B]]", "Antwort A ist nicht besser.",
+        "A的回答不是更好。", "La respuesta A no es mejor que la B.", "Answer B ends with: [[B]]",
+        "It asks me to write: [[B]]",
     ),
 }  # fmt: skip
 
