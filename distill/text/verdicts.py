@@ -17,11 +17,15 @@ WEAK, STATED, FINAL = 1, 2, 3
 _WHO = r"(?:answer|assistant|response|reply|model|option|output)"
 _CLOSING = (
     r"(?:(?:so|thus|hence|therefore|overall|ultimately|finally|accordingly|in (?:conclusion|summary|short|the end)"
-    r"|on balance|all in all|to conclude)\b[,:]?\s+)*"
+    r"|on balance|all in all|to conclude|based on(?: \w+){1,5})\b[,:]?\s+)*"
 )
 """Words that introduce a conclusion."""
 _CLOSES = re.compile(_CLOSING, re.IGNORECASE)
 _OVERALL = re.compile(r"(?:(?:the|my|our)\s+)*(?:final|overall)\b", re.IGNORECASE)
+_NO_STATEMENT = re.compile(r"\W*$|confidence\b", re.IGNORECASE)
+"""What may follow a verdict that ends a reply."""
+_ORDINAL = re.compile(rf"\b(?:the )?(?:(first)|second) {_WHO}(?!\w)", re.IGNORECASE)
+_BEHIND = r"\b(?:than|ahead of|over|against|behind)\s+"
 _TIE = rf"(?:tied?|draw|equal(?:ly good)?|both(?! a\b)|neither|{verdict_words.TIE}|(?<=\[\[)c(?=\]\]))"
 _SIDE = (
     rf"(?:\u56de\u7b54|\u52a9\u624b|\b(?:the\s+)?(?:{_WHO}[\s_]*)?)[\s(\[\"'\u201c\u2018]*"
@@ -57,7 +61,8 @@ _PROSE = re.compile(
     rf"|\b(?:prefer|choose|pick|favou?r|go with|vote goes to)[ \t]+(?:{_WHO}[ \t]+)?{_LETTER.format('chosen')}"
     r"(?=[\s.,;!]|$)"
     rf"|\b(?:winner|better {_WHO}|best {_WHO}|better one)[ \t]*(?:is|:)[ \t]*(?:{_WHO}[ \t]+)?{_LETTER.format('named')}"
-    r"(?=[\s.,;!]|$)|(?P<tie>\b(?:it(?:'s| is)|this is|call (?:it|this)(?: one)?|overall,?)[ \t]+a[ \t]+(?:tie|draw)\b"
+    r"(?=[\s.,;!]|$)|(?P<tie>\b(?:it(?:'s| is)|this is|call(?:ing)? (?:it|this)(?: one)?|overall,?)[ \t]+"
+    r"(?:a[ \t]+(?:tie|draw)|even)\b"
     rf"|\bboth (?:{_WHO}s )?are equally \w+|\bneither (?:{_WHO} )?(?:is|serves) better\b))",
     re.IGNORECASE,
 )
@@ -71,7 +76,9 @@ _CONDITION = re.compile(r"\W{0,3}(?:but\s+)?(?:only\s+)?(?:if|unless|when|depend
 _CHOICES = re.compile(r"^\W{0,3}A[.):].*^\W{0,3}B[.):]|\\boxed\{", re.MULTILINE | re.DOTALL)
 """A question with lettered choices: a bare letter in a reply may be the judge's answer to it."""
 _QUOTE = re.compile(r"[\"\u201c]([^\"\u201c\u201d]{1,400})[\"\u201d]|(?<=\s)'([^'\n]{1,400})'(?=[\s.,;]|$)")
-_TAGGED = re.compile(r"<(verdict|winner|decision|preference|choice|answer)>\s*([^<>]{1,80}?)\s*</\1>", re.IGNORECASE)
+_TAGGED = re.compile(
+    r"<(verdict|winner|decision|result|preference|choice|answer)>\s*([^<>]{1,80}?)\s*</\1>", re.IGNORECASE
+)
 _BOXED = re.compile(r"\$*\\boxed\{(?:\\text(?:bf)?\{)?\s*([^{}]{1,40}?)\s*\}{1,2}\$*")
 _RESULT = re.compile(r"\[RESULT\]\s*:?", re.IGNORECASE)
 """The sign of Prometheus (Kim et al., 2024)."""
@@ -86,7 +93,7 @@ _CONTRAST = re.compile(r"\b(?:but|although|though|however|yet|overall|still|whil
 _RANK_ONE = re.compile(r"\{\s*[\"']\w+[\"']\s*:\s*[\"'](?:\w+[ _])?([AB])[\"']\s*,\s*[\"']rank[\"']\s*:\s*1\s*\}")
 """The first in a ranking as AlpacaEval's judges write it."""
 _OBJECT_LAST = re.compile(r"\{[^{}]*\}\s*\Z")
-_FIELDS = ("verdict", "final_verdict", "winner", "better", "preference", "decision", "choice", "answer")
+_FIELDS = ("verdict", "final_verdict", "winner", "better", "preference", "preferred", "decision", "choice", "answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,7 @@ def read_verdict(reply: str, *, texts: Sequence[str] = (), tag: str = "", is_cut
     statements that stand in the judged `texts` in the same words do not count. Of a reply that `is_cut`, only a verdict
     that is called one does: what was to follow a sentence is unknown.
     """
-    text = plain_reply(reply, tag)
+    text = _ORDINAL.sub(lambda match: "answer A" if match[1] else "answer B", plain_reply(reply, tag))
     session, has_choices = fold("\n".join(texts)), any(_CHOICES.search(each) for each in texts)
     said = [
         one for one in _statements(text)
@@ -147,7 +154,7 @@ def _statements(text: str) -> Iterator[Statement]:
 
 def _lines(text: str) -> list[str]:
     """Lines without markup and quotations; a heading of one word such as "Verdict" joins the line below it."""
-    for pattern, form in ((_TAGGED, r"\n\1: \2\n"), (_RESULT, "\nVerdict: "), (_BOXED, r"\nAnswer: \1\n")):
+    for pattern, form in ((_TAGGED, r"\n\1: \2\n"), (_RESULT, "\nVerdict: "), (_BOXED, r"\n\1\n")):
         text = pattern.sub(form, text)
     if all(line.lstrip().startswith(">") for line in text.splitlines() if line.strip()):
         text = re.sub(r"^\s*>", "", text, flags=re.MULTILINE)
@@ -157,7 +164,8 @@ def _lines(text: str) -> list[str]:
     lines: list[str] = []
     for line in filter(None, map(_bare, kept.splitlines())):
         label = _LABEL.fullmatch(lines[-1]) if lines and len(lines[-1]) <= MAX_LINE else None
-        lines[-1:] = [f"{lines[-1].rstrip(': ')}: {line}"] if label and not label["body"] else [*lines[-1:], line]
+        is_heading = (label is not None and not label["body"]) or (lines and _OVERALL.fullmatch(lines[-1]))
+        lines[-1:] = [f"{lines[-1].rstrip(': ')}: {line}"] if is_heading else [*lines[-1:], line]
     return lines
 
 
@@ -168,7 +176,8 @@ def _bare(line: str) -> str:
 
 
 def _sentences(lines: Sequence[str]) -> Iterator[Statement]:
-    units = [unit for line in lines for unit in re.split(r"(?<=[.!?])\s+(?=[^\s\W]|\[)", line)]
+    pieces = (unit for line in lines for unit in re.split(r"(?<=[.!?])\s+(?=[^\s\W]|\[)", line))
+    units = [unit for unit in pieces if not _NO_STATEMENT.match(unit)]
     for place, unit in enumerate(units):
         if len(unit) <= MAX_LINE and (said := _of_unit(unit, is_last=place == len(units) - 1)) is not None:
             yield said
@@ -245,7 +254,8 @@ def _is_reason(rest: str, other: str) -> bool:
     reason = _REASON.match(rest)
     if reason is None or not (reason["plain"] or reason["because"]):
         return False
-    return bool(reason["because"]) or not re.search(rf"\b{other}\b|\bor\b", rest)
+    without_loser = re.sub(rf"{_BEHIND}(?:{_WHO}\s+)?{other}\b", "", rest, flags=re.IGNORECASE)
+    return bool(reason["because"]) or not re.search(rf"\b{other}\b|\bor\b", without_loser)
 
 
 def _alone(text: str) -> str | None:

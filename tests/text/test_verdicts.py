@@ -27,7 +27,13 @@ REPLIES = {
         "综合来看，A的回答更好。", "最终判断：[[A]]", "Por lo tanto, la mejor respuesta es la **A**.",
         "**Вердикт: лучше ответ A.**",
         "الحكم النهائي: الإجابة A أفضل", "La réponse A est meilleure.", "| **Overall** | 4.75 | 4.0 | **A** |",
-        "My vote goes to Assistant A.", "Hence Assistant A gets the higher score.",
+        "My vote goes to Assistant A.", "Based on the evaluation, the verdict is: A",
+        "The first response is clearly stronger. The second one repeats itself.",
+        "Right.\n\nAnswer: A\n\nConfidence: high",
+        "Verdict: A (narrowly ahead of B, which is dull)", '{"preferred": "A", "confidence": 0.9}',
+        "<result>A</result>",
+        "1. Correct\n\n$\\boxed{\\text{Verdict: A}}$", "### Clarity\nWinner: B.\n### Overall\nWinner: **Assistant A**",
+ "Hence Assistant A gets the higher score.",
         '[{"model": "A", "rank": 1}, {"model": "B", "rank": 2}]', "Although B is better in tone, A is better.",
     ),
     "B": (
@@ -43,6 +49,7 @@ REPLIES = {
         "Verdict: draw", "Verdict: both", "Verdict: neither", "Tie", "Verdict: tie (A and B are alike)",
         "Neither is better.", "Verdict : égalité.", "Verdetto finale: pareggio", "Tie, nearly the same: [[A=B]]",
         "At first answer A wins. I cannot put one above the other.\n\nFinal: [[C]]", "I'd call this one a draw.",
+        "The final answer is $\\boxed{\\text{Tie}}$.", "I'm calling it even.",
     ),
     "unparsed": (
         "", "Verdict: C", "Verdict: A or B", "Verdict: A and B", "Verdict: not A", "Verdict: A is worse", "A, B",
