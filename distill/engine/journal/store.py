@@ -165,10 +165,7 @@ class Journal:
                     yield row[0], row[1], row[2]
 
     def costs(self) -> list[SendCost]:
-        """The cost of all sends by stage, role, model and outcome, over all invocations.
-
-        A send that a stop kept from leaving after its intent was written is left out.
-        """
+        """The cost of all sends by stage, role, model and outcome, over all invocations; unsent ones are left out."""
         rows = self._select_newer(
             "SELECT stage, role, model, CASE WHEN outcome IS NULL THEN 'in flight' WHEN outcome = 'kept' THEN 'kept'"
             " WHEN key IN (SELECT key FROM answers) THEN 'retried' ELSE 'wasted' END AS became, count(*),"
