@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerCallback
 
 from distill.core import processes
@@ -27,10 +28,11 @@ from distill.models.token_bytes import MarkedExample, marked_examples, write_mas
 from distill.train.build import build
 from distill.train.callbacks import SKIPPED, Interrupt, Log, speed
 from distill.train.checkpoints import CHECKPOINTS_AT_ONCE, Checkpoints, identity_of, require_space
-from distill.train.dataset import Examples, checked_examples, split_held_out
+from distill.train.dataset import Examples, checked_examples, session_of, split_held_out
 from distill.train.evaluation import BestCheckpoint, EvaluationCallback, evaluation_interval, held_out_sessions
 from distill.train.lora import initial_adapter
 from distill.train.memory import STATE_BYTES
+from distill.train.objectives.soft import SoftTargets, prepare
 from distill.train.options import TrainSettings
 from distill.train.saving import save
 from distill.train.step_guard import QUARANTINE, GuardedTrainer
@@ -93,6 +95,8 @@ class TrainingJob:
     settings: TrainSettings
     info: dict[str, Any]
     """Contents of base.json."""
+    targets: SoftTargets | None = None
+    """Soft targets of the examples, where the objective has them."""
 
 
 def train(
@@ -120,7 +124,8 @@ def train(
     say = say or silent
     require_trackers(settings.options.report_to)
     job = _job(sessions, student_folder, settings, say, show or silent)
-    identity = identity_of(job.examples, job.info, settings.options, settings.seed)
+    made_from = job.info if job.targets is None else {**job.info, "soft targets": job.targets.sha256}
+    identity = identity_of(job.examples, made_from, settings.options, settings.seed)
     checkpoints = Checkpoints(student_folder, identity, say)
     if not fresh:
         checkpoints.require_same_run()
@@ -176,7 +181,36 @@ def _job(
         "quantised": options.method == "qlora",
         "method": options.method,
     }
-    return TrainingJob(folder, base, layers, tokenizer, usable, examples, held_out, settings, info)
+    targets = _soft_targets(sessions, folder.parent, examples, settings, tokenizer, say)
+    return TrainingJob(folder, base, layers, tokenizer, usable, examples, held_out, settings, info, targets)
+
+
+def _soft_targets(
+    sessions: Sequence[Session],
+    run: Path,
+    examples: Examples,
+    settings: TrainSettings,
+    tokenizer: Any,
+    say: Callable[[str], None],
+) -> SoftTargets | None:
+    """The soft targets of the examples, if the objective has them; the first process computes what is missing."""
+    objective = settings.options.objective
+    if objective.kind != "soft":
+        return None
+    teachers = {session.id: session.meta.get("teacher") for session in sessions}
+    with PartialState().main_process_first():
+        return prepare(
+            run,
+            examples.rows,
+            settings.teachers,
+            lambda row: teachers.get(session_of(row)),
+            weight=objective.weight,
+            k=objective.k,
+            template=settings.template,
+            tokenizer=tokenizer,
+            train_on=settings.options.train_on,
+            say=say,
+        )
 
 
 def _kept_layers(
@@ -215,6 +249,7 @@ def _run(
         output=checkpoints.folder,
         say=say,
         callbacks=callbacks,
+        targets=job.targets,
     )
     checks = trainer.checked.as_json()
     say(checks["line"])

@@ -31,7 +31,11 @@ def options(context: Context) -> dict[str, Any]:
     """The recipe's options that affect the student, by key."""
     student = context.recipe.student
     assert student is not None
-    return {**students.deciding_options(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
+    decisive = {**students.deciding_options(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
+    settings = settings_of(context.recipe)
+    if settings.options.objective.kind != "sft":
+        decisive |= {f"teacher {name} sha256": weights.fingerprint(one) for name, one in settings.teachers.items()}
+    return decisive
 
 
 __all__ = ["REVISION", "LoraOptions", "TrainOptions", "TrainSettings", "options", "run", "train"]
@@ -121,4 +125,5 @@ def settings_of(loaded: recipe.Recipe) -> TrainSettings:
         template=student.template,
         options=section.options,
         seed=loaded.seed,
+        teachers={one.display_name: one.model for one in loaded.teachers if one.serve is not None},
     )

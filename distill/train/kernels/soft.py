@@ -62,7 +62,7 @@ def from_logits(logits: Tensor, labels: Tensor, soft: SoftRows) -> Tensor:
 def tile(logs: Tensor, labels: Tensor, soft: SoftRows, *, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """Mixed losses (n) from log-probabilities of n × V, and their gradient by the logits in the same memory.
 
-    By the logit of token j it is q_j (1 − w + w (m − t / r)) off the entries, and (1 − w) q_j + w (m q_j − p_j) on them,
+    By the logit of token j it is q_j (1 − w + w (m − t / r)) off the entries and (1 − w) q_j + w (m q_j − p_j) on them,
     with m = Σ p + t, less 1 − w at the label.
     """
     cross_entropy, logq = -logs.gather(1, labels[:, None])[:, 0], logs.gather(1, soft.ids)
