@@ -53,10 +53,10 @@ def require_roles(file: str | Path, recipe: Recipe) -> None:
         if not has.get(role := getattr(part, "role", ""), True):
             raise RecipeError(f"{file}: curate.{rule.filter}: needs {needs[role]}")
     kind = recipe.train.options.objective.kind if recipe.train is not None else "sft"
-    if kind == "soft" and not any(teacher.serve is not None for teacher in recipe.teachers):
+    if kind == "soft" and not any(one.serve or one.sampling.top_logprobs for one in recipe.teachers):
         raise RecipeError(
-            f"{file}: train.objective: soft targets come from a teacher on this machine: give the teacher `serve` in "
-            "place of base_url, or train by `kind: sft`"
+            f"{file}: train.objective: soft targets come from a teacher on this machine (`serve`), or from what "
+            "collect asked for: set teacher.sampling: {logprobs: true, top_logprobs: 20}, or train by `kind: sft`"
         )
 
 

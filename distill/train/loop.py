@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,12 @@ from distill.models.token_bytes import MarkedExample, marked_examples, write_mas
 from distill.train.build import build
 from distill.train.callbacks import SKIPPED, Interrupt, Log, speed
 from distill.train.checkpoints import CHECKPOINTS_AT_ONCE, Checkpoints, identity_of, require_space
-from distill.train.dataset import Examples, checked_examples, session_of, split_held_out
+from distill.train.dataset import Examples, checked_examples, split_held_out
 from distill.train.evaluation import BestCheckpoint, EvaluationCallback, evaluation_interval, held_out_sessions
 from distill.train.lora import initial_adapter
 from distill.train.memory import STATE_BYTES
 from distill.train.objectives.soft import SoftTargets, prepare
+from distill.train.objectives.soft_source import Source
 from distill.train.options import TrainSettings
 from distill.train.saving import save
 from distill.train.step_guard import QUARANTINE, GuardedTrainer
@@ -109,6 +110,7 @@ def train(
     say: Callable[[str], None] | None = None,
     show: Callable[[MarkedExample], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    reply: Callable[[str], Mapping[str, Any] | None] = lambda key: None,
 ) -> TrainResult:
     """Train a student and write it to `student_folder`: adapter, tokenizer, logs, masks.json, and base.json last.
 
@@ -116,14 +118,15 @@ def train(
 
     A stopped run, even by SIGKILL, resumes from its last complete checkpoint and ends with the same weights as an
     uninterrupted one (on the same machine); Ctrl-C saves the current step. `fresh` starts over instead. Checkpoints are
-    kept until the student is in place. `callbacks` receive the trainer's events before our own callbacks. Raises
+    kept until the student is in place. `callbacks` receive the trainer's events before our own callbacks; `reply` gives
+    the response body of an answer by its journal key, for soft targets. Raises
     `MaskError` for a wrong mask, `RunFolderError` when data, options or base have changed since the last checkpoint or
     the disk is full, `ModelError` when the base cannot be read or too many steps were skipped, `DistillError` when
     nothing is left to train on.
     """
     say = say or silent
     require_trackers(settings.options.report_to)
-    job = _job(sessions, student_folder, settings, say, show or silent)
+    job = _job(sessions, student_folder, settings, say, show or silent, reply)
     made_from = job.info if job.targets is None else {**job.info, "soft targets": job.targets.sha256}
     identity = identity_of(job.examples, made_from, settings.options, settings.seed)
     checkpoints = Checkpoints(student_folder, identity, say)
@@ -159,6 +162,7 @@ def _job(
     settings: TrainSettings,
     say: Callable[[str], None],
     show: Callable[[MarkedExample], None],
+    reply: Callable[[str], Mapping[str, Any] | None],
 ) -> TrainingJob:
     options, template = settings.options, settings.template
     base = loading.materialise(settings.model, say=say)
@@ -181,7 +185,7 @@ def _job(
         "quantised": options.method == "qlora",
         "method": options.method,
     }
-    targets = _soft_targets(sessions, folder.parent, examples, settings, tokenizer, say)
+    targets = _soft_targets(sessions, folder.parent, examples, settings, tokenizer, reply, say)
     return TrainingJob(folder, base, layers, tokenizer, usable, examples, held_out, settings, info, targets)
 
 
@@ -191,26 +195,26 @@ def _soft_targets(
     examples: Examples,
     settings: TrainSettings,
     tokenizer: Any,
+    reply: Callable[[str], Mapping[str, Any] | None],
     say: Callable[[str], None],
 ) -> SoftTargets | None:
     """The soft targets of the examples, if the objective has them; the first process computes what is missing."""
     objective = settings.options.objective
     if objective.kind != "soft":
         return None
-    teachers = {session.id: session.meta.get("teacher") for session in sessions}
+    source = Source(
+        folder=run,
+        teachers=settings.teachers,
+        sessions={session.id: session for session in sessions},
+        reply=reply,
+        template=settings.template,
+        tokenizer=tokenizer,
+        train_on=settings.options.train_on,
+        k=objective.k,
+        say=say,
+    )
     with PartialState().main_process_first():
-        return prepare(
-            run,
-            examples.rows,
-            settings.teachers,
-            lambda row: teachers.get(session_of(row)),
-            weight=objective.weight,
-            k=objective.k,
-            template=settings.template,
-            tokenizer=tokenizer,
-            train_on=settings.options.train_on,
-            say=say,
-        )
+        return prepare(examples.rows, source, weight=objective.weight)
 
 
 def _kept_layers(

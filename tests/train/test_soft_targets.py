@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -73,11 +76,11 @@ def teacher(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scored(teacher):
     from distill.models import chat_template, loading
-    from distill.train.objectives import soft
+    from distill.train.objectives import teacher_scores
 
     tokenizer, model = loading.load_tokenizer(teacher), loading.load_causal(teacher)
     examples = [chat_template.encode(one.messages, "chatml", tokenizer) for one in SESSIONS[:5]]
-    return model, examples, soft.score(model, examples, k=8, vocabulary=len(tokenizer))
+    return model, examples, teacher_scores.score(model, examples, k=8, vocabulary=len(tokenizer))
 
 
 def test_a_score_is_the_teachers_own_distribution_with_the_label_always_in_it(scored):
@@ -180,20 +183,20 @@ OTHER = (Message("user", "Number 99?"), Message("assistant", "It is grey."))
 
 
 def test_a_killed_scoring_goes_on_with_what_is_missing(tiny, teacher, tmp_path, monkeypatch):
-    from distill.train.objectives import soft
+    from distill.train.objectives import teacher_scores
 
-    monkeypatch.setattr(soft, "ROWS_AT_ONCE", 10)
-    own = soft.score
+    monkeypatch.setattr(teacher_scores, "ROWS_AT_ONCE", 10)
+    own = teacher_scores.score
 
     def breaks(model, examples, **options):
         if len(examples) < 10:
             raise KeyboardInterrupt
         return own(model, examples, **options)
 
-    monkeypatch.setattr(soft, "score", breaks)
+    monkeypatch.setattr(teacher_scores, "score", breaks)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, tiny, teacher)
-    monkeypatch.setattr(soft, "score", own)
+    monkeypatch.setattr(teacher_scores, "score", own)
     _, lines = train(tmp_path, tiny, teacher, epochs=0.5)
     assert "soft targets: tiny scores 4 rows; 20 are in soft_targets.arrow" in lines
     assert not (tmp_path / "soft_targets.arrow.parts").exists()
@@ -214,18 +217,102 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, tiny, teach
 
 
 def test_rows_without_a_teacher_here_are_one_line(tiny, tmp_path):
-    expected = r"objective soft: no row has soft targets \(24 rows of a teacher that is not on this machine\)"
+    expected = r"objective soft: no row has soft targets \(24 rows whose answer came without top_logprobs\)"
     with pytest.raises(RecipeError, match=expected):
         train(tmp_path, tiny, tiny, sessions=SESSIONS)
 
 
-def test_a_teacher_of_another_tokenizer_is_one_line(tiny, tmp_path):
+def cut(text: str, widths) -> list[bytes]:
+    """A text in pieces of these widths, over and over."""
+    pieces, place = [], 0
+    for width in itertools.cycle(widths):
+        if place >= len(text):
+            return pieces
+        pieces.append(text[place : place + width].encode())
+        place += width
+    return pieces
+
+
+@given(st.lists(st.integers(1, 4), min_size=1), st.lists(st.integers(1, 4), min_size=1), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_probabilities_are_mapped_where_both_have_a_boundary(theirs, ours, seed):
+    """Against brute force: every pair of prefixes of equal bytes, and every spelling that both have."""
+    from distill.train.objectives import by_bytes
+
+    draw, text = np.random.default_rng(seed), "abcabacbcacb"
+    teacher, student = [*cut(text, theirs), by_bytes.END], [*cut(text, ours), by_bytes.END]
+    spellings = sorted({"".join(one) for n in (1, 2, 3) for one in itertools.product("abc", repeat=n)})
+    ids = {spelling.encode(): number for number, spelling in enumerate(spellings) if len(spelling) < 3} | {
+        by_bytes.END: 99
+    }
+    tokens = []
+    for piece in teacher:
+        shares = draw.dirichlet(np.ones(len(spellings)))
+        others = {spelling.encode(): share for spelling, share in zip(spellings, shares, strict=True)}
+        best = sorted(others, key=lambda one: -others[one])[:4]
+        tokens.append(by_bytes.TeacherToken(piece, [(one, float(np.log(others[one]))) for one in best]))
+    target, coverage = by_bytes.mapped(tokens, student, ids, 4)
+    joined = [b"".join(one for one in pieces if one) for pieces in (teacher, student)]
+    assert joined[0] == joined[1] == text.encode()
+    for place, piece in enumerate(student):
+        before = b"".join(one for one in student[:place] if one)
+        match = [at for at in range(len(teacher)) if b"".join(one for one in teacher[:at] if one) == before
+                 and (teacher[at] is by_bytes.END) == (piece is by_bytes.END)]  # fmt: skip
+        event("boundary shared" if match else "no boundary")
+        if not match:
+            assert np.isnan(target.tail[place])
+            continue
+        expected = {ids[one]: logprob for one, logprob in tokens[match[0]].entries if one in ids}
+        pairs = zip(target.ids[place].tolist(), target.logprobs[place].tolist(), strict=True)
+        assert {id_: value for id_, value in pairs if value > -6e4} == pytest.approx(expected, abs=0.01)
+        assert np.exp(float(target.tail[place])) == pytest.approx(1 - sum(np.exp(list(expected.values()))), abs=2e-3)
+    assert coverage.tokens == int(np.count_nonzero(~np.isnan(target.tail)))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [[], [(b"a", 0.0), (b"b", 0.0)], [(b"a", -0.01), (b"b", -0.02)], [(b"a", -2.0), (b"b", -2.0), (b"c", -2.0)]],
+    ids=["none", "mass of two", "mass above one", "all equal"],
+)
+def test_what_is_no_distribution_gives_no_target(entries):
+    from distill.train.objectives import by_bytes
+
+    token = by_bytes.TeacherToken(b"a", entries)
+    target, coverage = by_bytes.mapped([token], [b"a"], {b"a": 0, b"b": 1, b"c": 2}, 3)
+    assert np.isnan(target.tail).all()
+    assert coverage.tokens == 0
+
+
+def test_a_reply_is_read_as_the_api_writes_it():
+    from distill.train.objectives.by_bytes import TeacherToken, of_reply
+
+    top = [{"token": "a", "logprob": -0.1, "bytes": [97]}, {"token": "b", "logprob": -9999.0, "bytes": None}]
+    content = [{"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": top}]
+    entries = [(b"a", -0.1), (b"a", -0.1)]
+    assert of_reply({"choices": [{"logprobs": {"content": content}}]}) == [TeacherToken(b"a", entries)]
+    for broken in (
+        {},
+        {"choices": []},
+        {"choices": [{"logprobs": None}]},
+        {"choices": [{"logprobs": {"content": [{}]}}]},
+    ):
+        assert of_reply(broken) == []
+
+
+def test_a_local_teacher_of_another_tokenizer_is_mapped_by_bytes(tiny, teacher, tmp_path):
     from distill.models import loading
 
     other = tmp_path / "other"
-    shutil.copytree(tiny, other)
+    shutil.copytree(teacher, other)
+    state = json.loads((other / "tokenizer.json").read_text())
+    state["model"]["merges"] = state["model"]["merges"][:-20_000]  # ids keep their embeddings, splits differ
+    (other / "tokenizer.json").write_text(json.dumps(state))
     tokenizer = loading.load_tokenizer(other)
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(other)
-    with pytest.raises(RecipeError, match="the teacher tiny has another tokenizer than the student"):
-        train(tmp_path, tiny, str(other))
+    _, lines = train(tmp_path, tiny, str(other), epochs=0.5)
+    assert any("has another tokenizer than the student (49,153 tokens against 49,152): mapped by bytes" in line
+               for line in lines)  # fmt: skip
+    assert re.search(
+        r"soft targets: \d+% of the trained tokens have one, .* is spelt by the student's tokens", lines[-1]
+    )

@@ -8,15 +8,19 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+PADDING = -6e4
+"""Log-probability of an entry that counts nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class SoftRows:
     """The teacher's next-token distribution at each of N trained tokens, as k entries and what they leave out."""
 
     ids: Tensor
-    """N × k: token ids in the student's vocabulary, distinct in a row."""
+    """N × k: token ids in the student's vocabulary, distinct in a row but for padding."""
     logprobs: Tensor
-    """N × k: their log-probabilities in nats, not renormalised."""
+    """N × k: their log-probabilities in nats, not renormalised; at most `PADDING` at an entry that fills up a shorter
+    list, whose id is one of the row's again."""
     tail: Tensor
     """N: log of the probability that the entries leave out."""
     weights: Tensor
@@ -75,5 +79,6 @@ def tile(logs: Tensor, labels: Tensor, soft: SoftRows, *, needs_gradient: bool) 
     mass = p.sum(1) + tail
     others.mul_((1 - weight + weight * (mass - tail / rest))[:, None])
     at_entries = (1 - weight)[:, None] * q + weight[:, None] * (mass[:, None] * q - p)
-    others.scatter_(1, soft.ids, at_entries).scatter_add_(1, labels[:, None], (weight - 1)[:, None])
+    at_entries.masked_fill_(soft.logprobs <= PADDING, 0.0)
+    others.scatter_add_(1, soft.ids, at_entries).scatter_add_(1, labels[:, None], (weight - 1)[:, None])
     return losses, others
