@@ -45,13 +45,19 @@ def require(recipe: Recipe, stages: Sequence[str], allowed: Collection[str]) -> 
 
 
 def require_roles(file: str | Path, recipe: Recipe) -> None:
-    """Raise `RecipeError` where a shipped curation rule asks a model that the recipe does not have."""
+    """Raise `RecipeError` where a shipped curation rule or the objective asks a model that the recipe does not have."""
     has = {"judge": recipe.teacher is not None, "base": recipe.student is not None}
     needs = {"judge": "a `teacher` to grade (or a `judge`)", "base": "a `student`, whose model it asks"}
     for rule in recipe.curate or ():
         part = registry.part(FILTERS, rule.filter, kind="filter") if ":" not in rule.filter else None
         if not has.get(role := getattr(part, "role", ""), True):
             raise RecipeError(f"{file}: curate.{rule.filter}: needs {needs[role]}")
+    kind = recipe.train.options.objective.kind if recipe.train is not None else "sft"
+    if kind == "soft" and not any(one.serve or one.sampling.top_logprobs for one in recipe.teachers):
+        raise RecipeError(
+            f"{file}: train.objective: soft targets come from a teacher on this machine (`serve`), or from what "
+            "collect asked for: set teacher.sampling: {logprobs: true, top_logprobs: 20}, or train by `kind: sft`"
+        )
 
 
 def require_training_packages(command: str) -> None:

@@ -30,6 +30,7 @@ from distill.train.sft_trainer import Noise, recompute
 from distill.train.step_guard import GuardedTrainer
 
 if TYPE_CHECKING:
+    from distill.train.objectives.soft import SoftTargets
     from distill.train.options import TrainOptions
 
 
@@ -56,11 +57,13 @@ def build(
     callbacks: Sequence[TrainerCallback] = (),
     model: Any = None,
     room: float | None = None,
+    targets: SoftTargets | None = None,
 ) -> GuardedTrainer:
     """A trainer ready to train: the base in 4 bits or whole, trainable weights in float32, the step plan.
 
     `layers` are those of the base that the student keeps; `output` is the folder for checkpoints; `model` is the base
-    if it is loaded; `room` is the GPU memory to use in bytes, by default what is free. Raises `RecipeError` and
+    if it is loaded; `room` is the GPU memory to use in bytes, by default what is free; `targets` are
+    the examples' soft targets. Raises `RecipeError` and
     `ModelError` for options that this machine or this base does not support.
     """
     device = default_device()
@@ -86,6 +89,11 @@ def build(
         peft_config=None if options.method == "full" else adapter_of(options.lora, model),
         callbacks=list(callbacks),
     )
+    trainer.targets = targets
+    if targets is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise RecipeError(
+            "train.objective soft: needs a whole output head, and FSDP or DeepSpeed divides it; take multi_gpu.yaml"
+        )
     recompute(model, layout.checkpointing, layers=layout.layers)
     _configure(trainer, model, options, balance)
     trainer.checked = self_check.check(trainer, examples.ids, tokenizer, method=options.method)

@@ -217,7 +217,8 @@ def identity_of(examples: Examples, info: Mapping[str, Any], options: TrainOptio
     ]
     deciding = {name: value for name, value in options.deciding().items() if name not in _without_effect(options)}
     settings = flatten(deciding, "train")
-    student = {f"student.{key}": info[key] for key in ("model", "fingerprint", "layers", "template")}
+    deciding_info = ("model", "fingerprint", "layers", "template", "soft targets")
+    student = {f"student.{key}": info[key] for key in deciding_info if key in info}
     machine = {"device": device.default_device().type, **{package: version(package) for package in PACKAGES}}
     return Identity(rows, {**student, **settings, "seed": seed}, machine)
 

@@ -44,6 +44,8 @@ class Examples:
     """Tokens and pairs of each session left out for its length."""
     checked: MaskReport = field(default_factory=MaskReport)
     """Findings of the mask gate."""
+    rows: list[MaskRow] = field(default_factory=list)
+    """Each example with its messages."""
 
     def lengths(self) -> list[int]:
         """Tokens of each example."""
@@ -69,6 +71,7 @@ def examples_of(sessions: Sequence[Session], template: str, tokenizer: Any, opti
                     continue
                 examples.ids.append(row.id)
                 examples.examples.append(row.example)
+                examples.rows.append(row)
             if number % REPORT_ROWS == 0:
                 bar.update(number)
     if not examples.examples:
@@ -326,6 +329,9 @@ def split_held_out(
     if not places:
         raise DistillError(f"train.eval_rows={rows} leaves none of {len(usable)} sessions to train on; lower it")
     trained = replace(
-        examples, ids=[examples.ids[at] for at in places], examples=[examples.examples[at] for at in places]
+        examples,
+        ids=[examples.ids[at] for at in places],
+        examples=[examples.examples[at] for at in places],
+        rows=[examples.rows[at] for at in places],
     )
     return trained, held_out

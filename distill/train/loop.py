@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerCallback
 
 from distill.core import processes
@@ -31,6 +32,8 @@ from distill.train.dataset import Examples, checked_examples, split_held_out
 from distill.train.evaluation import BestCheckpoint, EvaluationCallback, evaluation_interval, held_out_sessions
 from distill.train.lora import initial_adapter
 from distill.train.memory import STATE_BYTES
+from distill.train.objectives.soft import SoftTargets, prepare
+from distill.train.objectives.soft_source import Source
 from distill.train.options import TrainSettings
 from distill.train.saving import save
 from distill.train.step_guard import QUARANTINE, GuardedTrainer
@@ -93,6 +96,8 @@ class TrainingJob:
     settings: TrainSettings
     info: dict[str, Any]
     """Contents of base.json."""
+    targets: SoftTargets | None = None
+    """Soft targets of the examples, where the objective has them."""
 
 
 def train(
@@ -105,6 +110,7 @@ def train(
     say: Callable[[str], None] | None = None,
     show: Callable[[MarkedExample], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    reply: Callable[[str], Mapping[str, Any] | None] = lambda key: None,
 ) -> TrainResult:
     """Train a student and write it to `student_folder`: adapter, tokenizer, logs, masks.json, and base.json last.
 
@@ -112,15 +118,17 @@ def train(
 
     A stopped run, even by SIGKILL, resumes from its last complete checkpoint and ends with the same weights as an
     uninterrupted one (on the same machine); Ctrl-C saves the current step. `fresh` starts over instead. Checkpoints are
-    kept until the student is in place. `callbacks` receive the trainer's events before our own callbacks. Raises
+    kept until the student is in place. `callbacks` receive the trainer's events before our own callbacks; `reply` gives
+    the response body of an answer by its journal key, for soft targets. Raises
     `MaskError` for a wrong mask, `RunFolderError` when data, options or base have changed since the last checkpoint or
     the disk is full, `ModelError` when the base cannot be read or too many steps were skipped, `DistillError` when
     nothing is left to train on.
     """
     say = say or silent
     require_trackers(settings.options.report_to)
-    job = _job(sessions, student_folder, settings, say, show or silent)
-    identity = identity_of(job.examples, job.info, settings.options, settings.seed)
+    job = _job(sessions, student_folder, settings, say, show or silent, reply)
+    made_from = job.info if job.targets is None else {**job.info, "soft targets": job.targets.sha256}
+    identity = identity_of(job.examples, made_from, settings.options, settings.seed)
     checkpoints = Checkpoints(student_folder, identity, say)
     if not fresh:
         checkpoints.require_same_run()
@@ -154,6 +162,7 @@ def _job(
     settings: TrainSettings,
     say: Callable[[str], None],
     show: Callable[[MarkedExample], None],
+    reply: Callable[[str], Mapping[str, Any] | None],
 ) -> TrainingJob:
     options, template = settings.options, settings.template
     base = loading.materialise(settings.model, say=say)
@@ -176,7 +185,36 @@ def _job(
         "quantised": options.method == "qlora",
         "method": options.method,
     }
-    return TrainingJob(folder, base, layers, tokenizer, usable, examples, held_out, settings, info)
+    targets = _soft_targets(sessions, folder.parent, examples, settings, tokenizer, reply, say)
+    return TrainingJob(folder, base, layers, tokenizer, usable, examples, held_out, settings, info, targets)
+
+
+def _soft_targets(
+    sessions: Sequence[Session],
+    run: Path,
+    examples: Examples,
+    settings: TrainSettings,
+    tokenizer: Any,
+    reply: Callable[[str], Mapping[str, Any] | None],
+    say: Callable[[str], None],
+) -> SoftTargets | None:
+    """The soft targets of the examples, if the objective has them; the first process computes what is missing."""
+    objective = settings.options.objective
+    if objective.kind != "soft":
+        return None
+    source = Source(
+        folder=run,
+        teachers=settings.teachers,
+        sessions={session.id: session for session in sessions},
+        reply=reply,
+        template=settings.template,
+        tokenizer=tokenizer,
+        train_on=settings.options.train_on,
+        k=objective.k,
+        say=say,
+    )
+    with PartialState().main_process_first():
+        return prepare(examples.rows, source, weight=objective.weight)
 
 
 def _kept_layers(
@@ -215,6 +253,7 @@ def _run(
         output=checkpoints.folder,
         say=say,
         callbacks=callbacks,
+        targets=job.targets,
     )
     checks = trainer.checked.as_json()
     say(checks["line"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -57,9 +58,27 @@ class EarlyStopping(BaseOptions):
     """Smallest difference that counts as an improvement."""
 
 
+class SftObjective(BaseOptions):
+    """The teacher's words alone: next-token cross entropy on its answers."""
+
+    kind: Literal["sft"] = "sft"
+
+
+class SoftObjective(BaseOptions):
+    """The teacher's probabilities beside its words; for a teacher that runs on this machine, of the same tokenizer."""
+
+    kind: Literal["soft"]
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of KL(teacher ‖ student) in a token's loss; the rest is cross entropy."""
+    k: Annotated[int, Field(ge=1, le=512)] = 20
+    """Most probable tokens that are kept of each distribution; all others share one bucket."""
+
+
 class TrainOptions(BaseOptions):
     """Options of training."""
 
+    objective: Annotated[SftObjective | SoftObjective, Field(discriminator="kind")] = SftObjective()
+    """What the student learns from: `sft` from the teacher's words, `soft` from its probabilities too."""
     method: Literal["qlora", "lora", "full"] = "qlora"
     """`qlora` keeps the base in 4 bits (NF4, double quantisation), `lora` in 16 bits on a GPU and 32 on a CPU, both
     with a trainable adapter; `full` trains all weights, in 32 bits, and computes in 16 where there is a GPU."""
@@ -180,3 +199,5 @@ class TrainSettings:
     """Layers of the base that the student keeps; None for all."""
     prune_by: Literal["uniform", "block"] = "uniform"
     """How those layers are chosen."""
+    teachers: Mapping[str, str] = field(default_factory=dict)
+    """Models of the teachers on this machine, by name; for objectives that ask them."""

@@ -27,6 +27,7 @@ from distill.train.packing import PackingPlan, passes
 from distill.train.router import RouterLoss
 
 if TYPE_CHECKING:
+    from distill.train.objectives.soft import SoftTargets
     from distill.train.self_check import SelfCheck
 
 _LAYOUT = "layout.json"
@@ -67,6 +68,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """Those of the self-check."""
         self.checked: SelfCheck
         """Its self-check, from `build`."""
+        self.targets: SoftTargets | None = None
+        """Soft targets of the examples."""
         self.way = "fused"
         """The way of `losses.WAYS` in which the loss is computed."""
         self.router: RouterLoss | None = None
@@ -94,7 +97,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
 
     def ways(self) -> list[str]:
         """The ways in which the loss can be computed, from the fastest; the model's own is the last."""
-        return [way for way in WAYS if way != "kernel" or self.kernels.get("loss")]
+        left_out = {"kernel" if not self.kernels.get("loss") else "", "fused" if self.targets is not None else ""}
+        return [way for way in WAYS if way not in left_out]
 
     def adopt(self, verdicts: Mapping[str, bool]) -> None:
         """Compute as the self-check's verdicts say; what is not among them has agreed."""
@@ -175,8 +179,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
 
     def batch(self, group: Sequence[int]) -> dict[str, Any]:
         """The tensors of one pass (B × T, or 1 × T packed); an empty group gets a batch with nothing to train."""
-        idle = Example(self.examples[0].input_ids, [IGNORED] * self._lengths[0])
-        return self.collated([self.examples[row] for row in group] or [idle])
+        idle, device = Example(self.examples[0].input_ids, [IGNORED] * self._lengths[0]), self.args.device
+        batch = self.collated([self.examples[row] for row in group] or [idle])
+        return batch if self.targets is None or not group else {**batch, "targets": self.targets.of(group).to(device)}
 
     def collated(self, examples: Sequence[Example]) -> dict[str, Any]:
         """The tensors of these examples, laid out as in a pass."""

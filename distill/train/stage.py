@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,12 +16,13 @@ from distill.core.extras import install
 from distill.core.jsonl import read_sessions
 from distill.core.processes import grow_in_place
 from distill.core.student_folder import NEXT, STUDENT
+from distill.engine.journal.store import Journal
 from distill.errors import DistillError, MissingPackage, RecipeError
 from distill.run import model_card, students
 from distill.run.context import Context, stop_teacher
 from distill.run.record import StageRecord, read_record
 from distill.train.options import LoraOptions, TrainOptions, TrainSettings
-from distill.types import Session
+from distill.types import Completion, Session
 
 REVISION = 2
 """To be raised when the stage writes something else for the same inputs and options."""
@@ -31,7 +32,11 @@ def options(context: Context) -> dict[str, Any]:
     """The recipe's options that affect the student, by key."""
     student = context.recipe.student
     assert student is not None
-    return {**students.deciding_options(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
+    decisive = {**students.deciding_options(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
+    settings = settings_of(context.recipe)
+    if settings.options.objective.kind != "sft":
+        decisive |= {f"teacher {name} sha256": weights.fingerprint(one) for name, one in settings.teachers.items()}
+    return decisive
 
 
 __all__ = ["REVISION", "LoraOptions", "TrainOptions", "TrainSettings", "options", "run", "train"]
@@ -41,17 +46,32 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage train; the previous student stays in place until the new one is complete."""
     settings = settings_of(context.recipe)
     stop_teacher(context)
-    counts = train(context.folder, settings, fresh="train" in context.options.redo)
+    counts = train(context.folder, settings, fresh="train" in context.options.redo, reply=_reply_in(context.journal))
     if processes.is_first():
         _put_in_place(context.folder, record, counts)
     return counts
 
 
-def train(folder: Path, settings: TrainSettings, *, fresh: bool = False) -> dict[str, Any]:
+def _reply_in(journal: Journal) -> Callable[[str], Mapping[str, Any] | None]:
+    def reply(key: str) -> Mapping[str, Any] | None:
+        answer = journal.get(key)
+        return answer.raw if isinstance(answer, Completion) else None
+
+    return reply
+
+
+def train(
+    folder: Path,
+    settings: TrainSettings,
+    *,
+    fresh: bool = False,
+    reply: Callable[[str], Mapping[str, Any] | None] = lambda key: None,
+) -> dict[str, Any]:
     """Train a student on `folder/kept.jsonl` into `folder/student.next`; returns counts for run.json.
 
-    `fresh` ignores existing checkpoints. Raises `DistillError` for missing or unusable rows, `RunFolderError` for
-    checkpoints of another run, `MissingPackage` without the training packages, `ModelError` for the model.
+    `fresh` ignores existing checkpoints; `reply` gives the response body of an answer by its journal key. Raises
+    `DistillError` for missing or unusable rows, `RunFolderError` for checkpoints of another run, `MissingPackage`
+    without the training packages, `ModelError` for the model.
     """
     sessions = kept_sessions(folder)
     with training_packages():
@@ -65,6 +85,7 @@ def train(folder: Path, settings: TrainSettings, *, fresh: bool = False) -> dict
             progress=bar,
             say=console.say,
             show=console.say_marked,
+            reply=reply,
         )
     return asdict(result)
 
@@ -121,4 +142,5 @@ def settings_of(loaded: recipe.Recipe) -> TrainSettings:
         template=student.template,
         options=section.options,
         seed=loaded.seed,
+        teachers={one.display_name: one.model for one in loaded.teachers if one.serve is not None},
     )

@@ -48,6 +48,7 @@ def run(
     progress=None,
     callbacks=(),
     fresh=False,
+    teachers=None,
 ):
     """Train a student; returns the result and what was said besides the self-check's line."""
     from distill.train import loop
@@ -56,7 +57,7 @@ def run(
     result = loop.train(
         sessions,
         folder,
-        TrainSettings(model, "chatml", options, seed, layers, prune_by),
+        TrainSettings(model, "chatml", options, seed, layers, prune_by, teachers or {}),
         fresh=fresh,
         progress=progress,
         say=lines.append,

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import linear, silu
 
+from distill.train.kernels import soft
+from distill.train.kernels.soft import SoftRows
 from distill.train.memory import LOGIT_BYTES
 
 Source = tuple[Tensor, Tensor, Tensor]
@@ -85,13 +87,15 @@ def gated_mlp(
     return y
 
 
-def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, targets: SoftRows | None = None) -> Tensor:
     """Cross entropy in nats (N) of N labels under a frozen output head (V × H) on hidden states (N × H).
+
+    With soft targets, the mix of both of them; see `soft.mixed`.
 
     Logits exist for a few rows at a time. The gradient is computed in the forward pass, as in Liger-Kernel (Hsu et
     al., 2024), so that logits are neither kept nor computed twice.
     """
-    losses: Tensor = _TokenLosses.apply(hidden, weight, labels)
+    losses: Tensor = _TokenLosses.apply(hidden, weight, labels, targets)
     return losses
 
 
@@ -207,9 +211,14 @@ class _GatedMLP(Function):  # type: ignore[misc]  # the library has no types
         return _as_gradient(dx, ctx.like), None, None, dag, dbg, dau, dbu, dad, dbd
 
 
-def _tile(hidden: Tensor, weight: Tensor, labels: Tensor, *, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
+def _tile(
+    hidden: Tensor, weight: Tensor, labels: Tensor, targets: SoftRows | None, *, needs_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
     """Losses (n) of n rows, and their gradients (n × H) with respect to the hidden states."""
     logits = torch.log_softmax(product(hidden, weight), -1, dtype=torch.float32)
+    if targets is not None:
+        losses, by_logit = soft.tile(logits, labels, targets, needs_gradient=needs_gradient)
+        return losses, None if by_logit is None else product(by_logit.to(hidden.dtype), weight.t())
     losses = logits.gather(1, labels[:, None])[:, 0].neg()
     if not needs_gradient:
         return losses, None
@@ -219,7 +228,7 @@ def _tile(hidden: Tensor, weight: Tensor, labels: Tensor, *, needs_gradient: boo
 
 class _TokenLosses(Function):  # type: ignore[misc]  # the library has no types
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, targets: SoftRows | None) -> Tensor:
         ctx.like, hidden = (hidden.shape, hidden.dtype), _rows(hidden)
         weight = weight.detach().to(hidden.dtype)
         losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
@@ -227,13 +236,16 @@ class _TokenLosses(Function):  # type: ignore[misc]  # the library has no types
         step = max(1, LOGIT_BYTES.get(hidden.device.type, LOGIT_BYTES["cpu"]) // (4 * weight.shape[0]))
         for start in range(0, len(labels), step):
             part = slice(start, start + step)
-            losses[part], d_hidden = _tile(hidden[part], weight, labels[part], needs_gradient=gradient is not None)
+            those = None if targets is None else targets[part]
+            losses[part], d_hidden = _tile(
+                hidden[part], weight, labels[part], those, needs_gradient=gradient is not None
+            )
             if gradient is not None:
                 gradient[part] = d_hidden
         ctx.save_for_backward(gradient)
         return losses
 
     @staticmethod
-    def backward(ctx: Any, d_losses: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, d_losses: Tensor) -> tuple[Tensor | None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return _as_gradient(gradient * d_losses[:, None].to(gradient.dtype), ctx.like), None, None
+        return _as_gradient(gradient * d_losses[:, None].to(gradient.dtype), ctx.like), None, None, None

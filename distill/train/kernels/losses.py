@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from distill.models.chat_template import IGNORED
 from distill.models.trial import agree, random_rows
-from distill.train.kernels import autograd
+from distill.train.kernels import autograd, soft
+from distill.train.kernels.soft import SoftRows
 
 HEAD_ROWS = 2048
 """Trained tokens whose logits are kept where the output head is trainable."""
@@ -28,42 +29,47 @@ TRIED_ROWS = 32
 def install(causal: Any) -> None:
     """Give the forward of a causal model the option `token_losses`, the name of a way.
 
-    It then returns nats of each trained token (N, of the labels B × T that are not ignored, the first column left out).
+    It then returns nats of each trained token (N, of the labels B × T that are not ignored, the first column left out),
+    with soft `targets` of the N tokens those of `soft.mixed`.
     As a part of forward, wrappers around the model (DDP, accelerate) see it.
     """
     own = causal.forward
 
     @wraps(own)  # `generate` reads its signature
-    def forward(self: Any, *args: Any, token_losses: str | None = None, **inputs: Any) -> Any:
-        return own(*args, **inputs) if token_losses is None else WAYS[token_losses](self, own, inputs)
+    def forward(
+        self: Any, *args: Any, token_losses: str | None = None, targets: SoftRows | None = None, **inputs: Any
+    ) -> Any:
+        return own(*args, **inputs) if token_losses is None else WAYS[token_losses](self, own, inputs, targets)
 
     causal.forward = MethodType(forward, causal)
 
 
-def _by_kernel(causal: Any, own: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
+def _by_kernel(causal: Any, own: Callable[..., Any], inputs: dict[str, Any], targets: SoftRows | None) -> Tensor:
     labels = inputs.pop("labels")[:, 1:]
     hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
     trained = labels != IGNORED
-    return head_losses(hidden[trained], causal.get_output_embeddings(), labels[trained])
+    return head_losses(hidden[trained], causal.get_output_embeddings(), labels[trained], targets)
 
 
-def _by_fused_head(causal: Any, own: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
+def _by_fused_head(causal: Any, own: Callable[..., Any], inputs: dict[str, Any], targets: SoftRows | None) -> Tensor:
+    assert targets is None, "the fused head keeps the label's log-probability only"
     trained = inputs["labels"][:, 1:] != IGNORED
     losses: Tensor = -own(**inputs, use_cache=False, fused_lm_head=True).log_probs[trained].float()
     return losses
 
 
-def _by_own_forward(causal: Any, own: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
+def _by_own_forward(causal: Any, own: Callable[..., Any], inputs: dict[str, Any], targets: SoftRows | None) -> Tensor:
     """What the model adds to the cross entropy of its logits, if anything, is divided evenly among the tokens."""
     output = own(**inputs, use_cache=False)
     labels = inputs["labels"][:, 1:]
     trained = labels != IGNORED
-    losses = cross_entropy(output.logits[:, :-1][trained].float(), labels[trained], reduction="none")
+    logits = output.logits[:, :-1][trained].float()
+    losses = cross_entropy(logits, labels[trained], reduction="none")
     more = output.loss - losses.mean() if output.loss is not None and len(losses) else 0.0
-    return losses + more
+    return (losses if targets is None else soft.from_logits(logits, labels[trained], targets)) + more
 
 
-WAYS: Mapping[str, Callable[[Any, Callable[..., Any], dict[str, Any]], Tensor]] = {
+WAYS: Mapping[str, Callable[[Any, Callable[..., Any], dict[str, Any], SoftRows | None], Tensor]] = {
     "kernel": _by_kernel,
     "fused": _by_fused_head,
     "own": _by_own_forward,
@@ -93,18 +99,22 @@ def kernel_agrees(causal: Any) -> bool:
     )
 
 
-def head_losses(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
-    """Nats of each of N labels (N), on hidden states of N × H.
+def head_losses(hidden: Tensor, head: Any, labels: Tensor, targets: SoftRows | None = None) -> Tensor:
+    """Nats of each of N labels (N), on hidden states of N × H; with soft targets, those of `soft.mixed`.
 
     With a trainable head, at most `HEAD_ROWS` rows of logits exist at once; more are recomputed in the backward pass.
     """
     if not head.weight.requires_grad:
-        return autograd.token_losses(hidden, head.weight, labels)
+        return autograd.token_losses(hidden, head.weight, labels, targets)
     if len(labels) <= HEAD_ROWS:
-        return _plain_losses(hidden, head, labels)
-    parts = zip(hidden.split(HEAD_ROWS), labels.split(HEAD_ROWS), strict=True)
-    return torch.cat([checkpoint(_plain_losses, rows, head, part, use_reentrant=False) for rows, part in parts])
+        return _plain_losses(hidden, head, labels, targets)
+    parts = [slice(start, start + HEAD_ROWS) for start in range(0, len(labels), HEAD_ROWS)]
+    rows = [(hidden[part], head, labels[part], None if targets is None else targets[part]) for part in parts]
+    return torch.cat([checkpoint(_plain_losses, *each, use_reentrant=False) for each in rows])
 
 
-def _plain_losses(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
-    return cross_entropy(head(hidden).float(), labels, reduction="none")
+def _plain_losses(hidden: Tensor, head: Any, labels: Tensor, targets: SoftRows | None) -> Tensor:
+    logits = head(hidden).float()
+    if targets is not None:
+        return soft.from_logits(logits, labels, targets)
+    return cross_entropy(logits, labels, reduction="none")

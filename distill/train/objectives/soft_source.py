@@ -1,0 +1,87 @@
+"""What soft targets are made from, and the student that they are made for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.models import chat_template
+from distill.models.chat_template import IGNORED, Example
+from distill.models.token_bytes import Spelling
+from distill.train.mask_check import MaskRow
+from distill.train.objectives.by_bytes import END, Piece, TeacherToken, mapped, vocabulary
+from distill.train.objectives.soft_file import SoftTarget
+from distill.types import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the targets of a training come from, and the student that they are for."""
+
+    folder: Path
+    """The run's; soft_targets.arrow lies there."""
+    teachers: Mapping[str, str]
+    """Models of the teachers on this machine, by name."""
+    sessions: Mapping[str, Session]
+    reply: Callable[[str], Mapping[str, Any] | None]
+    """The response body of an answer in the journal, by its key."""
+    template: str
+    tokenizer: Any
+    train_on: chat_template.TrainOn
+    k: int
+    say: Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is said about the targets."""
+
+    lost: Counter[str]
+    """Rows without targets, by reason."""
+    reported: float = 0.0
+    mapped: float = 0.0
+    """Probability reported at tokens of another tokenizer, and the part of it that the student's tokens spell."""
+
+
+class Student:
+    """The student's answers as pieces of bytes, and its vocabulary by spelling."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.end = chat_template.end_ids(source.template, source.tokenizer)[0]
+        self._spelling = Spelling(source.tokenizer)
+
+    @cached_property
+    def ids(self) -> dict[Piece, int]:
+        """The id of each spelling."""
+        return vocabulary(self.source.tokenizer, self.end)
+
+    def answers(self, row: MaskRow) -> list[list[Piece]]:
+        """The pieces of each trained answer."""
+        return spelt_answers(row.example, self._spelling, self.end)
+
+    def mapped(self, row: MaskRow, answers: Sequence[Sequence[TeacherToken]], tally: Tally) -> SoftTarget:
+        """Targets of the row's answers from the teacher's tokens, answer by answer."""
+        pairs = zip(answers, self.answers(row), strict=True)
+        parts = [mapped(tokens, pieces, self.ids, self.source.k) for tokens, pieces in pairs]
+        for _, coverage in parts:
+            tally.reported, tally.mapped = tally.reported + coverage.reported, tally.mapped + coverage.mapped
+        targets = [target for target, _ in parts]
+        return SoftTarget(
+            *(np.concatenate([getattr(one, each.name) for one in targets]) for each in fields(SoftTarget))
+        )
+
+
+def spelt_answers(example: Example, spelling: Spelling, end: int) -> list[list[Piece]]:
+    """The pieces of each run of trained tokens, with `END` for the end token."""
+    runs = [list(run) for trained, run in groupby(example.labels, key=lambda one: one != IGNORED) if trained]
+    return [
+        [END if id_ == end else piece for id_, piece in zip(run, spelling.pieces(run), strict=True)] for run in runs
+    ]

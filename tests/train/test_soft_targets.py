@@ -1,0 +1,318 @@
+"""Soft targets: the loss beside dense autograd, the teacher's scores beside its own logits, the file, and training."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from distill.errors import RecipeError
+from distill.types import Message
+from tests.support import training
+from tests.support.training import SESSIONS
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.model
+SOFT = {"kind": "soft", "k": 8}
+TAUGHT = [replace(session, meta={"teacher": "tiny"}) for session in SESSIONS]
+
+
+@given(st.integers(1, 20), st.sampled_from([0.1, 1.0, 10.0]), st.integers(0, 2**16), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_tiles_have_the_loss_and_gradient_of_dense_autograd(k, sharpness, seed, keeps_all):
+    from distill.train.kernels import autograd, soft
+
+    vocabulary = k if keeps_all else k + 30
+    event(f"the entries hold {'all' if keeps_all else 'a part'} of the mass")
+    draw = torch.Generator().manual_seed(seed)
+    hidden, head = (torch.randn(size, 8, generator=draw) for size in (13, vocabulary))
+    labels = torch.randint(vocabulary, (13,), generator=draw)
+    teacher = torch.log_softmax(torch.randn(13, vocabulary, generator=draw) * sharpness, -1)
+    entries, ids = teacher.topk(k)
+    tail = teacher.scatter(1, ids, -torch.inf).logsumexp(1)
+    rows = soft.SoftRows(ids, entries, tail, torch.rand(13, generator=draw).round(decimals=1))
+    mine, dense = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    ours = autograd.token_losses(mine, head, labels, rows)
+    logs = torch.log_softmax(dense @ head.t(), -1)
+    others = torch.log1p(-logs.gather(1, ids).exp().sum(1).clamp(max=1 - 1e-7)) if not keeps_all else torch.zeros(13)
+    divergence = (entries.exp() * (entries - logs.gather(1, ids))).sum(1)
+    divergence = divergence + (tail.exp() * (tail - others) if not keeps_all else 0)
+    expected = (1 - rows.weights) * -logs.gather(1, labels[:, None])[:, 0] + rows.weights * divergence
+    ours.sum().backward(), expected.sum().backward()
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mine.grad, dense.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_the_whole_vocabulary_gives_the_divergence_itself():
+    from distill.train.kernels import soft
+
+    logits, teacher = torch.randn(5, 11), torch.log_softmax(torch.randn(5, 11), -1)
+    ids = torch.arange(11).expand(5, 11)
+    rows = soft.SoftRows(ids, teacher, torch.full((5,), -torch.inf), torch.ones(5))
+    expected = (teacher.exp() * (teacher - torch.log_softmax(logits, -1))).sum(1)
+    torch.testing.assert_close(soft.from_logits(logits, torch.zeros(5, dtype=torch.long), rows), expected)
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny, tmp_path_factory):
+    """A model that is sure of itself: random weights alone give every token nearly the same probability."""
+    from distill.models import loading
+
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    shutil.copytree(tiny, folder)
+    model = loading.load_causal(folder)
+    model.get_input_embeddings().weight.data *= 12
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def scored(teacher):
+    from distill.models import chat_template, loading
+    from distill.train.objectives import teacher_scores
+
+    tokenizer, model = loading.load_tokenizer(teacher), loading.load_causal(teacher)
+    examples = [chat_template.encode(one.messages, "chatml", tokenizer) for one in SESSIONS[:5]]
+    return model, examples, teacher_scores.score(model, examples, k=8, vocabulary=len(tokenizer))
+
+
+def test_a_score_is_the_teachers_own_distribution_with_the_label_always_in_it(scored):
+    model, examples, targets = scored
+    for example, target in zip(examples, targets, strict=True):
+        with torch.no_grad():
+            logs = torch.log_softmax(model(input_ids=torch.tensor([example.input_ids])).logits[0].float(), -1)
+        trained = [place for place, label in enumerate(example.labels) if label != -100]
+        expected = logs[[place - 1 for place in trained]]
+        entries = expected.gather(1, torch.from_numpy(target.ids).long())
+        np.testing.assert_allclose(target.logprobs, entries.numpy(), atol=0.01)
+        np.testing.assert_allclose(np.exp(target.tail.astype(float)), 1 - entries.exp().sum(1).numpy(), atol=2e-3)
+        assert all(example.labels[place] in line for place, line in zip(trained, target.ids.tolist(), strict=True))
+        best = expected.topk(7).indices
+        assert all(set(few) <= set(line) for few, line in zip(best.tolist(), target.ids.tolist(), strict=True))
+
+
+def test_the_file_gives_back_what_it_was_given_and_a_damaged_one_nothing(scored, tmp_path):
+    from distill.train.objectives import soft_file
+
+    path, targets = tmp_path / "soft_targets.arrow", scored[2]
+    soft_file.write(path, {str(place): target for place, target in enumerate(targets)})
+    back = soft_file.read(path, {"1", "absent"})
+    assert list(back) == ["1"]
+    for name in ("ids", "logprobs", "tail"):
+        np.testing.assert_array_equal(getattr(back["1"], name), getattr(targets[1], name))
+    tokens = sum(len(target.tail) for target in targets)
+    assert path.stat().st_size < tokens * (8 * 6 + 2) + 5 * 200 + 2000
+    path.write_bytes(path.read_bytes()[:-40])
+    assert soft_file.read(path, {"1"}) == {}
+
+
+def test_tokenizers_are_compared_by_bytes_and_not_by_size(tiny, tmp_path):
+    from distill.models import loading, tokenizer_identity
+
+    one, other = loading.load_tokenizer(tiny), loading.load_tokenizer(tiny)
+    assert tokenizer_identity.compare(one, other).same
+    assert tokenizer_identity.compare(one, other).common == len(one)
+    other.add_tokens(["<new>"])
+    assert tokenizer_identity.compare(one, other).difference == f"{len(one):,} tokens against {len(one) + 1:,}"
+    one.add_tokens(["<another>"])
+    assert tokenizer_identity.compare(one, other).difference == f"token {len(one) - 1} is b'<another>' against b'<new>'"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, teacher, tmp_path_factory):
+    """A run folder with a student of soft targets, and what was said."""
+    folder = tmp_path_factory.mktemp("soft")
+    _, lines = train(folder, tiny, teacher)
+    return folder, lines
+
+
+def train(folder, tiny, teacher, *, sessions=TAUGHT, callbacks=(), **changes):
+    """Train on soft targets of a teacher; returns the result and the lines."""
+    options, teachers = training.options(objective=SOFT, **changes), {"tiny": teacher}
+    return training.run(
+        folder / "student", tiny, sessions=sessions, options=options, teachers=teachers, callbacks=callbacks
+    )
+
+
+def weights_of(student):
+    """The adapter as bytes."""
+    return (student / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_student_of_soft_targets_is_nearer_to_its_teachers_distribution(trained, tiny, tmp_path, scored):
+    from distill.models.loading import load_student
+
+    model, examples, _ = scored
+    training.run(tmp_path / "student", tiny, options=training.options())
+    students = [load_student(folder / "student", adapter=True)[0] for folder in (trained[0], tmp_path)]
+
+    def divergence(student) -> float:
+        with torch.no_grad():
+            pairs = [[one(input_ids=torch.tensor([example.input_ids])).logits[0] for one in (model, student)]
+                     for example in examples]  # fmt: skip
+        logs = [[torch.log_softmax(logits, -1) for logits in pair] for pair in pairs]
+        return sum(float((ours.exp() * (ours - its)).sum(-1).mean()) for ours, its in logs) / len(logs)
+
+    soft, sft = map(divergence, students)
+    assert soft < sft - 0.3
+    assert "soft targets: tiny scores 24 rows; 0 are in soft_targets.arrow" in trained[1]
+    assert any(line.startswith("soft targets: 100% of the trained tokens have one") for line in trained[1])
+
+
+def test_targets_are_computed_once_and_again_where_a_row_has_changed(trained, tiny, teacher, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(trained[0], folder)
+    shutil.rmtree(folder / "student")
+    _, lines = train(folder, tiny, teacher)
+    assert not any("scores" in line for line in lines)
+    assert weights_of(folder / "student") == weights_of(trained[0] / "student")
+    shutil.rmtree(folder / "student")
+    changed = [*TAUGHT[:-1], replace(TAUGHT[-1], messages=OTHER)]
+    _, lines = train(folder, tiny, teacher, sessions=changed, epochs=0.5)
+    assert "soft targets: tiny scores 1 rows; 23 are in soft_targets.arrow" in lines
+
+
+OTHER = (Message("user", "Number 99?"), Message("assistant", "It is grey."))
+
+
+def test_a_killed_scoring_goes_on_with_what_is_missing(tiny, teacher, tmp_path, monkeypatch):
+    from distill.train.objectives import teacher_scores
+
+    monkeypatch.setattr(teacher_scores, "ROWS_AT_ONCE", 10)
+    own = teacher_scores.score
+
+    def breaks(model, examples, **options):
+        if len(examples) < 10:
+            raise KeyboardInterrupt
+        return own(model, examples, **options)
+
+    monkeypatch.setattr(teacher_scores, "score", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, tiny, teacher)
+    monkeypatch.setattr(teacher_scores, "score", own)
+    _, lines = train(tmp_path, tiny, teacher, epochs=0.5)
+    assert "soft targets: tiny scores 4 rows; 20 are in soft_targets.arrow" in lines
+    assert not (tmp_path / "soft_targets.arrow.parts").exists()
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(trained, tiny, teacher, tmp_path):
+    from transformers import TrainerCallback
+
+    class Stopped(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, tiny, teacher, callbacks=[Stopped()])
+    train(tmp_path, tiny, teacher)
+    assert weights_of(tmp_path / "student") == weights_of(trained[0] / "student")
+
+
+def test_rows_without_a_teacher_here_are_one_line(tiny, tmp_path):
+    expected = r"objective soft: no row has soft targets \(24 rows whose answer came without top_logprobs\)"
+    with pytest.raises(RecipeError, match=expected):
+        train(tmp_path, tiny, tiny, sessions=SESSIONS)
+
+
+def cut(text: str, widths) -> list[bytes]:
+    """A text in pieces of these widths, over and over."""
+    pieces, place = [], 0
+    for width in itertools.cycle(widths):
+        if place >= len(text):
+            return pieces
+        pieces.append(text[place : place + width].encode())
+        place += width
+    return pieces
+
+
+@given(st.lists(st.integers(1, 4), min_size=1), st.lists(st.integers(1, 4), min_size=1), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_probabilities_are_mapped_where_both_have_a_boundary(theirs, ours, seed):
+    """Against brute force: every pair of prefixes of equal bytes, and every spelling that both have."""
+    from distill.train.objectives import by_bytes
+
+    draw, text = np.random.default_rng(seed), "abcabacbcacb"
+    teacher, student = [*cut(text, theirs), by_bytes.END], [*cut(text, ours), by_bytes.END]
+    spellings = sorted({"".join(one) for n in (1, 2, 3) for one in itertools.product("abc", repeat=n)})
+    ids = {spelling.encode(): number for number, spelling in enumerate(spellings) if len(spelling) < 3} | {
+        by_bytes.END: 99
+    }
+    tokens = []
+    for piece in teacher:
+        shares = draw.dirichlet(np.ones(len(spellings)))
+        others = {spelling.encode(): share for spelling, share in zip(spellings, shares, strict=True)}
+        best = sorted(others, key=lambda one: -others[one])[:4]
+        tokens.append(by_bytes.TeacherToken(piece, [(one, float(np.log(others[one]))) for one in best]))
+    target, coverage = by_bytes.mapped(tokens, student, ids, 4)
+    joined = [b"".join(one for one in pieces if one) for pieces in (teacher, student)]
+    assert joined[0] == joined[1] == text.encode()
+    for place, piece in enumerate(student):
+        before = b"".join(one for one in student[:place] if one)
+        match = [at for at in range(len(teacher)) if b"".join(one for one in teacher[:at] if one) == before
+                 and (teacher[at] is by_bytes.END) == (piece is by_bytes.END)]  # fmt: skip
+        event("boundary shared" if match else "no boundary")
+        if not match:
+            assert np.isnan(target.tail[place])
+            continue
+        expected = {ids[one]: logprob for one, logprob in tokens[match[0]].entries if one in ids}
+        pairs = zip(target.ids[place].tolist(), target.logprobs[place].tolist(), strict=True)
+        assert {id_: value for id_, value in pairs if value > -6e4} == pytest.approx(expected, abs=0.01)
+        assert np.exp(float(target.tail[place])) == pytest.approx(1 - sum(np.exp(list(expected.values()))), abs=2e-3)
+    assert coverage.tokens == int(np.count_nonzero(~np.isnan(target.tail)))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [[], [(b"a", 0.0), (b"b", 0.0)], [(b"a", -0.01), (b"b", -0.02)], [(b"a", -2.0), (b"b", -2.0), (b"c", -2.0)]],
+    ids=["none", "mass of two", "mass above one", "all equal"],
+)
+def test_what_is_no_distribution_gives_no_target(entries):
+    from distill.train.objectives import by_bytes
+
+    token = by_bytes.TeacherToken(b"a", entries)
+    target, coverage = by_bytes.mapped([token], [b"a"], {b"a": 0, b"b": 1, b"c": 2}, 3)
+    assert np.isnan(target.tail).all()
+    assert coverage.tokens == 0
+
+
+def test_a_reply_is_read_as_the_api_writes_it():
+    from distill.train.objectives.by_bytes import TeacherToken, of_reply
+
+    top = [{"token": "a", "logprob": -0.1, "bytes": [97]}, {"token": "b", "logprob": -9999.0, "bytes": None}]
+    content = [{"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": top}]
+    entries = [(b"a", -0.1), (b"a", -0.1)]
+    assert of_reply({"choices": [{"logprobs": {"content": content}}]}) == [TeacherToken(b"a", entries)]
+    for broken in (
+        {},
+        {"choices": []},
+        {"choices": [{"logprobs": None}]},
+        {"choices": [{"logprobs": {"content": [{}]}}]},
+    ):
+        assert of_reply(broken) == []
+
+
+def test_a_local_teacher_of_another_tokenizer_is_mapped_by_bytes(tiny, teacher, tmp_path):
+    from distill.models import loading
+
+    other = tmp_path / "other"
+    shutil.copytree(teacher, other)
+    state = json.loads((other / "tokenizer.json").read_text())
+    state["model"]["merges"] = state["model"]["merges"][:-20_000]  # ids keep their embeddings, splits differ
+    (other / "tokenizer.json").write_text(json.dumps(state))
+    tokenizer = loading.load_tokenizer(other)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(other)
+    _, lines = train(tmp_path, tiny, str(other), epochs=0.5)
+    assert any("has another tokenizer than the student (49,153 tokens against 49,152): mapped by bytes" in line
+               for line in lines)  # fmt: skip
+    assert re.search(
+        r"soft targets: \d+% of the trained tokens have one, .* is spelt by the student's tokens", lines[-1]
+    )
