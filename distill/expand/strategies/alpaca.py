@@ -60,6 +60,7 @@ class Alpaca(PoolGrowth):
         """Options of `expand: {strategy: alpaca}`."""
 
         sampling: BatchSampling = BatchSampling()
+        """Sampling of batches of tasks."""
         batch: Annotated[int, Field(ge=2, le=100)] = 20
         """Tasks in one list, including those shown: 20 yield at most 17."""
         shown: Annotated[int, Field(ge=1, le=20)] = 3

@@ -46,6 +46,7 @@ class Attributes(PoolGrowth):
         """Your own prompt, with a `{name}` for every attribute, and optionally `{count}`. The format of the reply is
         described after it."""
         sampling: AttributesSampling = AttributesSampling()
+        """Sampling of tasks."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 3
         """Tasks per request; with fewer, more combinations are drawn."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")

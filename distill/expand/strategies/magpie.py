@@ -72,6 +72,7 @@ class Magpie(PoolGrowth):
 
         ask: ClassVar[Ask] = "completion"
         sampling: FreeSampling = FreeSampling()
+        """Sampling of instructions."""
         template: Literal["chatml", "gemma", "llama3", "mistral", "own", "phi3", "vicuna"] = "chatml"
         """The teacher's chat template; `own`: the text of `before_user`."""
         before_user: str = ""

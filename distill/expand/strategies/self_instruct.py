@@ -44,6 +44,7 @@ class SelfInstruct(PoolGrowth):
         """Options of `expand: {strategy: self_instruct}`."""
 
         sampling: ExpansionSampling = ExpansionSampling()
+        """Sampling of tasks."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 6
         """Tasks per request; the list is stopped after them."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement", "common_opening")
