@@ -6,10 +6,17 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from distill.core.registry import suggest
-from distill.errors import RecipeError
+from distill.errors import RecipeError, shorten
 from distill.pipeline.recipe_keys import Key, every_key, keys, value_text
 
 WIDTH = 100
+IN_RECIPE = {
+    "expand": "expand: {{strategy: {}}}",
+    "collect": "collect: {{strategy: {}}}",
+    "curate": "curate: [{{filter: {}}}]",
+    "compare": "compare: {{metrics: [{{metric: {}}}]}}",
+}
+"""How a recipe names a part."""
 
 
 def lines(name: str | None) -> list[str]:
@@ -22,7 +29,9 @@ def lines(name: str | None) -> list[str]:
     blocks: dict[tuple[str, str, str], list[Key]] = {}
     for key in find(name):
         blocks.setdefault((key.path, key.description, value_text(key.node)), []).append(key)
-    return [line for same in blocks.values() for line in ("", *_about(same))][1:]
+    blank_lines_between = [line for same in blocks.values() for line in ("", *_about(same))][1:]
+    others = sorted({key.path for key in every_key() if key.name == name} - {path for path, _, _ in blocks})
+    return [*blank_lines_between, *([f"  see also: {', '.join(others)}"] if others else [])]
 
 
 def find(name: str) -> list[Key]:
@@ -56,19 +65,17 @@ def _about(same: Sequence[Key]) -> Iterator[str]:
     """Lines about a key that several parts may have with different defaults."""
     key = same[0]
     yield from textwrap.wrap(f"{key.path}: {key.description}", WIDTH, subsequent_indent="  ")
-    if not key.is_part:
-        facts = {
-            "value": value_text(key.node),
-            "unit": key.node.get("x-unit"),
-            "default": _defaults(same),
-            "option of": ", ".join(one.part for one in same if one.part),
-        }
-        yield from (f"  {name}: {fact}" for name, fact in facts.items() if fact)
-    yield f"  read by: {key.stage}"
-    if key.children:
-        yield from _list(key.children)
-    elif not key.is_part:
-        yield f"  for one run: --set {key.setting}=VALUE"
+    facts = {
+        "value": value_text(key.node) if not key.is_part else "",
+        "unit": key.node.get("x-unit"),
+        "default": _defaults(same) if not key.children else "",
+        "option of": ", ".join(one.part for one in same if not one.is_part),
+        "read by": key.stage,
+        "in a recipe": IN_RECIPE[key.path.partition(".")[0]].format(key.part) if key.is_part else "",
+        "for one run": f"--set {key.setting}=VALUE" if not key.children and not key.is_part else "",
+    }
+    yield from (f"  {name}: {fact}" for name, fact in facts.items() if fact)
+    yield from _list(key.children)
 
 
 def _defaults(same: Sequence[Key]) -> str:
@@ -82,7 +89,7 @@ def _defaults(same: Sequence[Key]) -> str:
 
 def _list(children: Sequence[Key]) -> Iterator[str]:
     """One line per key: its name, default and the first sentence about it."""
-    width = max(len(key.name) for key in children)
+    width = max((len(key.name) for key in children), default=0)
     for key in children:
         default = f" [{key.default}]" if key.default and not key.children else ""
-        yield f"  {key.name:{width}}  {key.summary}{default}"
+        yield f"  {key.name:{width}}  {shorten(key.summary, WIDTH)}{default}"

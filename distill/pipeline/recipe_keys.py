@@ -6,6 +6,7 @@ Imports neither pydantic nor any part, so that completion is quick.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +19,7 @@ SCHEMA = "recipe.schema.json"
 STAGES = {
     "expand": "expand", "collect": "collect", "sources": "collect", "collect.test": "curate", "test": "curate",
     "curate": "curate", "student": "train", "train": "train", "compare": "compare",
-    "teacher": "expand, collect, compare", "user": "collect", "judge": "collect, curate, compare",
+    "teacher": "expand, collect, curate, compare", "user": "collect", "judge": "expand, collect, curate, compare",
     "name": "all", "seed": "all", "budget_usd": "all", "reuse": "all", "files": "all",
 }  # fmt: skip
 """The stages that read a key, by the beginning of its path."""
@@ -51,7 +52,7 @@ class Key:
     @property
     def summary(self) -> str:
         """The first sentence of the description."""
-        return self.description.partition(". ")[0].rstrip(".")
+        return re.split(r"(?<!al)\. ", self.description)[0].rstrip(".")
 
     @property
     def setting(self) -> str:
@@ -68,11 +69,11 @@ class Key:
 
     @property
     def default(self) -> str:
-        """Its default as JSON; `required` where it has none, empty where leaving it out is the default."""
+        """Its default as YAML; `required` where it has none, empty where leaving it out is the default."""
         if self.required:
             return "required"
         value = _without_empty(self.node.get("default"))
-        return "" if value is None else json.dumps(value, ensure_ascii=False)
+        return "" if value is None else _flow(value)
 
 
 @cache
@@ -90,7 +91,7 @@ def schema_text() -> str:
 @cache
 def keys() -> tuple[Key, ...]:
     """The keys at the top of a recipe."""
-    return _children(schema(), schema(), "")
+    return _children(schema(), "")
 
 
 def every_key() -> Iterator[Key]:
@@ -103,7 +104,7 @@ def every_key() -> Iterator[Key]:
 
 def values(node: Node) -> list[Any]:
     """The values that a key is confined to, or that it may have beside others."""
-    return [choice for branch in _branches(node, schema()) for choice in _choices(branch)]
+    return [choice for branch in _branches(node) for choice in _choices(branch)]
 
 
 def _choices(branch: Node) -> list[Any]:
@@ -114,14 +115,13 @@ def _choices(branch: Node) -> list[Any]:
 
 def usual_values(key: Key) -> list[str]:
     """The values that a key is chosen from, else its default, as `--set` takes them."""
-    choices = [json.dumps(one) for one in values(key.node)] or [key.default] * (key.default not in ("", "required"))
-    return [choice.strip('"') for choice in dict.fromkeys(choices)]
+    return [_flow(one) for one in values(key.node)] or [key.default] * (key.default not in ("", "required"))
 
 
 def value_text(node: Node) -> str:
     """The values that a key may have, in words."""
-    others = [_branch_text(branch) for branch in _branches(node, schema()) if not _choices(branch)]
-    choices = ", ".join(json.dumps(one).strip('"') for one in dict.fromkeys(values(node)))
+    others = [_branch_text(branch) for branch in _branches(node) if not _choices(branch)]
+    choices = ", ".join(dict.fromkeys(map(_flow, values(node))))
     return " or ".join(dict.fromkeys(text for text in (choices, *others) if text))
 
 
@@ -144,28 +144,37 @@ def _range_text(node: Node) -> str:
     return f" {' '.join(bounds)}" if bounds else ""
 
 
+def _flow(value: Any) -> str:
+    """The value as YAML in one line."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_flow(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_flow, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _without_empty(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: each for key, each in value.items() if each not in (None, [], {}, "")} or None
     return value or None if isinstance(value, (list, str)) else value
 
 
-def _branches(node: Node, of: Node) -> Iterator[Node]:
+def _branches(node: Node) -> Iterator[Node]:
     """A node's alternatives, references resolved, except `null`."""
     if "$ref" in node:
-        node = of["$defs"][node["$ref"].rpartition("/")[2]]
+        node = schema()["$defs"][node["$ref"].rpartition("/")[2]]
     alternatives = [*node.get("anyOf", ()), *node.get("oneOf", ())]
     for each in alternatives:
-        yield from _branches(each, of)
+        yield from _branches(each)
     if not alternatives and node.get("type") != "null":
         yield node
 
 
-def _objects(node: Node, of: Node) -> Iterator[tuple[Node, bool]]:
+def _objects(node: Node) -> Iterator[tuple[Node, bool]]:
     """The sections that a value may be, and whether they stand in a list."""
-    for branch in _branches(node, of):
+    for branch in _branches(node):
         if branch.get("type") == "array" and branch.get("items"):
-            yield from ((one, True) for one, _ in _objects(branch["items"], of))
+            yield from ((one, True) for one, _ in _objects(branch["items"]))
         elif "properties" in branch:
             yield branch, False
 
@@ -175,30 +184,30 @@ def _part_name(section: Node) -> str:
     return next((str(node["const"]) for node in section["properties"].values() if "const" in node), "")
 
 
-def _children(node: Node, of: Node, path: str, part: str = "") -> tuple[Key, ...]:
+def _children(node: Node, path: str, part: str = "") -> tuple[Key, ...]:
     """The keys of a section, then its parts."""
-    sections = list(_objects(node, of))
+    sections = list(_objects(node))
     parts = [(name, section, in_list) for section, in_list in sections if (name := _part_name(section))]
     plain = [section for section, _ in sections if not _part_name(section)]
     if not parts:
-        return _properties(plain, of, path, part)
+        return _properties(plain, path, part)
     own = plain[-1]  # that of a part of one's own: the section's keys alone
     named = [_only(section, own["properties"]) for _, section, _ in parts]
-    shared = _properties([] if parts[0][2] else [*named, own], of, path, part)
-    return (*shared, *(_part(name, section, of, path, in_list, own) for name, section, in_list in parts))
+    shared = _properties([] if parts[0][2] else [*named, own], path, part)
+    return (*shared, *(_part(name, section, path, in_list, own) for name, section, in_list in parts))
 
 
 def _only(section: Node, names: Collection[str]) -> Node:
     return {**section, "properties": {name: node for name, node in section["properties"].items() if name in names}}
 
 
-def _part(name: str, section: Node, of: Node, path: str, in_list: bool, shared: Node) -> Key:
+def _part(name: str, section: Node, path: str, in_list: bool, shared: Node) -> Key:
     own = _only(section, section["properties"].keys() - shared["properties"].keys())
-    children = _properties([own], of, f"{path}.{name}" if in_list else path, name)
+    children = _properties([own], f"{path}.{name}" if in_list else path, name)
     return Key(f"{path}.{name}", section, name, is_part=True, children=children)
 
 
-def _properties(sections: Sequence[Node], of: Node, path: str, part: str) -> tuple[Key, ...]:
+def _properties(sections: Sequence[Node], path: str, part: str) -> tuple[Key, ...]:
     """The keys of alternative sections: a key with different values in them has all of these."""
     nodes: dict[str, list[Node]] = {}
     for section in sections:
@@ -207,12 +216,12 @@ def _properties(sections: Sequence[Node], of: Node, path: str, part: str) -> tup
                 nodes[name].append(node)
     required = {name for name in nodes if all(name in section.get("required", ()) for section in sections)}
     return tuple(
-        _key(f"{path}.{name}".lstrip("."), of, alternatives, part, required=name in required)
+        _key(f"{path}.{name}".lstrip("."), alternatives, part, required=name in required)
         for name, alternatives in nodes.items()
     )
 
 
-def _key(path: str, of: Node, alternatives: Sequence[Node], part: str, *, required: bool) -> Key:
+def _key(path: str, alternatives: Sequence[Node], part: str, *, required: bool) -> Key:
     default = next(({"default": one["default"]} for one in alternatives if "default" in one), {})
     node = alternatives[0] if len(alternatives) == 1 else {**alternatives[-1], **default, "anyOf": alternatives}
-    return Key(path, node, part, required=required, children=_children(node, of, path, part))
+    return Key(path, node, part, required=required, children=_children(node, path, part))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -34,6 +34,8 @@ SHELVES: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
     "Metric": ("metric", "metric", METRICS),
 }
 """Sections that name a part: the key that names it, what such a part is called, and the shelf."""
+DRAFT = "http://json-schema.org/draft-07/schema#"
+"""The newest that editors know whole."""
 DOTTED: Node = {"type": "string", "pattern": ":"}
 SHORTHANDS = {"HeldOut": "count", "Benchmarks": "tasks"}
 """Sections for which the value of one key may stand."""
@@ -87,7 +89,7 @@ def unit_of(key: str, node: Node) -> str | None:
 
 
 class _Described(GenerateJsonSchema):
-    """Adds the docstrings under fields, and the values that a section may be written as; leaves out titles."""
+    """Adds the docstrings under fields, and defaults that a factory makes; leaves out titles."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -99,14 +101,11 @@ class _Described(GenerateJsonSchema):
         node["description"] = one_line(inspect.getdoc(cls) or "")
         docs = field_docs(cls)
         for name, field in cls.model_fields.items():
-            key = field.alias or name
-            if key not in node["properties"]:
-                continue
+            one = node["properties"][field.alias or name]
             if text := docs.get(name, field.description):
-                node["properties"][key]["description"] = text
+                one["description"] = text
             if field.default_factory is not None:
-                default = to_jsonable_python(field.get_default(call_default_factory=True))
-                node["properties"][key]["default"] = default
+                one["default"] = to_jsonable_python(field.get_default(call_default_factory=True))
         return node
 
 
@@ -131,12 +130,12 @@ def field_docs(cls: type[BaseModel]) -> dict[str, str]:
 def _own_docs(cls: type[BaseModel]) -> dict[str, str]:
     [definition] = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(definition, ast.ClassDef)
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in pairwise(definition.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }  # fmt: skip
+    docs: dict[str, str] = {}
+    for field, text in pairwise(definition.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                docs[name] = " ".join(words.split())
+    return docs
 
 
 def build() -> Node:
@@ -144,24 +143,21 @@ def build() -> Node:
 
     Constraints between keys are left to `check`.
     """
-    options = {name: _parts(kind, shelf) for name, (_, kind, shelf) in SHELVES.items()}
-    models = [Recipe, TrainOptions, *(part.Options for parts in options.values() for part in parts.values())]
-    wanted = [(model, "validation") for model in dict.fromkeys(models)]
-    refs, top = models_json_schema(wanted, schema_generator=_Described)  # type: ignore[arg-type]  # invariant modes
+    parts = {name: _parts(kind, shelf) for name, (_, kind, shelf) in SHELVES.items()}
+    models = dict.fromkeys([Recipe, TrainOptions, *(part.Options for of in parts.values() for part in of.values())])
+    refs, top = models_json_schema([(model, "validation") for model in models], schema_generator=_Described)
     defs: dict[str, Node] = top["$defs"]
-
-    def node_of(model: type[BaseModel]) -> Node:
-        return defs[str(refs[(model, "validation")]["$ref"]).rpartition("/")[2]]
-
+    own = {model: defs.pop(str(refs[model, "validation"]["$ref"]).rpartition("/")[2]) for model in models}
     for name, (key, kind, _) in SHELVES.items():
-        branches = {part: (one_line(cls.__doc__), node_of(cls.Options)) for part, cls in options[name].items()}
+        branches = {part: (one_line(cls.__doc__), own[cls.Options]) for part, cls in parts[name].items()}
         defs[name] = _by_part(defs[name], key, kind, branches)
-    defs["Train"] = _joined(defs["Train"], defs["TrainOptions"])
+    defs["Train"] = _joined(defs["Train"], own[TrainOptions])
     defs["Metric"]["oneOf"].insert(0, _bare_names(defs["Metric"]))
     defs["Source"] = _by_format(defs["Source"])
     for name, key in SHORTHANDS.items():
-        defs[name] = {"anyOf": [defs[name], {k: v for k, v in defs[name]["properties"][key].items() if k != "default"}]}
-    return _finished(defs)
+        short = {word: value for word, value in defs[name]["properties"][key].items() if word != "default"}
+        defs[name] = {"anyOf": [defs[name], short]}
+    return _finished({"$schema": DRAFT, "title": "distill recipe", **own[Recipe], "$defs": defs})
 
 
 def _parts(kind: str, shelf: Mapping[str, str]) -> dict[str, Any]:
@@ -205,43 +201,29 @@ def _bare_names(metric: Node) -> Node:
 
 
 def _by_format(source: Node) -> Node:
-    """A source with a branch per set of formats that have the same options, one without a format, and dotted paths."""
-    formats: dict[frozenset[str], list[str]] = {}
-    for name in IMPORTERS:
-        formats.setdefault(registry.part(IMPORTERS, name, kind="format")().takes, []).append(name)
-    some = frozenset().union(*formats)
-    choices = [
-        *((takes, {"enum": names}) for takes, names in formats.items()), (some, None), (some, DOTTED),
-    ]  # fmt: skip
-    nodes = []
-    for takes, choice in choices:
-        properties = {key: node for key, node in source["properties"].items() if key not in some - takes}
-        properties["from"] = None if choice is None else {"description": properties["from"]["description"]} | choice
-        nodes.append(
-            source | {"properties": {key: node for key, node in properties.items() if node is not None},
-                      "required": [*source.get("required", ()), *(["from"] if choice else [])]}
-        )  # fmt: skip
-    return {"description": source["description"], "oneOf": nodes}
+    """A source with a branch per set of formats with equal options, one for dotted paths and one without a format."""
+    takes = {name: registry.part(IMPORTERS, name, kind="format")().takes for name in IMPORTERS}
+    optional = frozenset().union(*takes.values())
+    formats = {some: [name for name in takes if takes[name] == some] for some in takes.values()}
+    branches = [_source(source, optional - some, {"enum": names}) for some, names in formats.items()]
+    return {
+        "description": source["description"],
+        "oneOf": [*branches, _source(source, (), DOTTED), _source(source, ("from",), None)],
+    }
 
 
-def _finished(defs: dict[str, Node]) -> Node:
-    """The recipe's node at the top, with the definitions that it reaches, and a unit for each number."""
-    recipe = defs.pop("Recipe")
-    reached: dict[str, Node] = {}
-    waiting = [recipe]
-    while waiting:
-        for node in _nodes(waiting.pop()):
-            name = str(node.get("$ref", "")).rpartition("/")[2]
-            if name and name not in reached:
-                reached[name] = defs[name]
-                waiting.append(defs[name])
-    schema = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "distill recipe", **recipe}
-    schema["$defs"] = dict(sorted(reached.items()))
+def _source(source: Node, without: Collection[str], names: Node | None) -> Node:
+    properties = {key: node for key, node in source["properties"].items() if key not in without}
+    if names is not None:
+        properties["from"] = {"description": properties["from"]["description"], **names}
+    return {**source, "properties": properties, "required": [] if names is None else ["from"]}
+
+
+def _finished(schema: Node) -> Node:
+    """The schema with a unit for each number, and whole numbers as such."""
     for node in _nodes(schema):
         if isinstance(node.get("default"), float) and node["default"].is_integer():
             node["default"] = int(node["default"])
-        if node.get("propertyNames", {}).get("type") == "integer":
-            del node["propertyNames"]  # keys are texts in JSON
         for key, one in node.get("properties", {}).items():
             if unit := unit_of(key, one):
                 one["x-unit"] = unit

@@ -38,7 +38,7 @@ class BatchSampling(ExpansionSampling):
 
 
 class Alpaca(PoolGrowth):
-    """Stanford Alpaca's expansion as a `Growth`: a batch of 20 tasks per request, each with its input and output.
+    """Stanford Alpaca's expansion: a batch of 20 tasks per request, each with its input and output.
 
     Each request shows 3 seeds (never the teacher's own tasks) as blocks of Instruction, Input (`<noinput>` where there
     is none) and Output, and lets the teacher continue at 4. A task has its input, and the output from the same answer

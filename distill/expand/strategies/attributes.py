@@ -28,7 +28,7 @@ class AttributesSampling(ExpansionSampling):
 
 
 class Attributes(PoolGrowth):
-    """A sampler over lists as a `Growth`: each request draws a value of every attribute and asks for matching tasks.
+    """A sampler over lists: each request draws a value of every attribute and asks for matching tasks.
 
     The values are recorded in `meta.attributes`; that of an attribute `kind` is also the task's kind, by which several
     teachers can share the tasks.

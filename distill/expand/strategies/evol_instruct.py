@@ -68,7 +68,7 @@ class TrialSampling(ExpansionSampling):
 
 
 class EvolInstruct(PoolGrowth):
-    """Evol-Instruct as a `Growth`: `window` seeds at a time evolve in parallel, each through every round.
+    """Evol-Instruct: `window` seeds at a time evolve in parallel, each through every round.
 
     Request k evolves one instruction by an operation drawn for it. Two more requests examine the result: whether it is
     equal to its parent and, if not, how the teacher answers it. An evolution is eliminated, and its parent kept for the

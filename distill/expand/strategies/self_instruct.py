@@ -20,7 +20,7 @@ SHOWN, SHOWN_GROWN = 8, 2
 
 
 class SelfInstruct(PoolGrowth):
-    """Self-Instruct's bootstrap loop as a `Growth`: the same tasks at any concurrency, and after any interruption.
+    """Self-Instruct's bootstrap loop, from seed tasks: the same tasks at any concurrency and after interruptions.
 
     Each request shows 8 instructions, of which up to 2 are the teacher's own (none at first), shuffled and numbered,
     and lets the teacher continue at 9. Its text is split at the numbers. Items are checked for form, and admitted if

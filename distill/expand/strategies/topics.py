@@ -44,7 +44,7 @@ class TopicsSampling(ExpansionSampling):
 
 
 class Topics(PoolGrowth):
-    """Topics first, then requests for tasks of one kind, each task about another topic, as a `Growth`.
+    """Topics first, then requests for tasks of one kind, each task about another topic.
 
     `topic_requests` lists of 20 topics are requested once and shared by all requests. Request k takes the next kind in
     turn, draws a topic for each of its tasks, and asks for `TASK 1:` to `TASK n:`. Kind and topic are recorded in
