@@ -36,8 +36,8 @@ def schema() -> None:
     """Print the JSON Schema of a recipe, for editors.
 
     An editor with a YAML language server completes and checks a recipe by the file that its first line names.
-    `distill init` writes that line, # yaml-language-server: $schema=recipe.schema.json, and the file beside it; after an
-    upgrade, write this command's output there.
+    `distill init` writes that line (# yaml-language-server: $schema=recipe.schema.json) and the file beside it; after
+    an upgrade, write this command's output there.
 
     Example: distill schema
     """

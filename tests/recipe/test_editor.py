@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from distill.pipeline.starter import init
-from tests.support.language_server import LanguageServer
+from tests.yaml_language_server.client import LanguageServer
 
 pytestmark = pytest.mark.slow
 
