@@ -29,9 +29,9 @@ def lines(name: str | None) -> list[str]:
     blocks: dict[tuple[str, str, str], list[Key]] = {}
     for key in find(name):
         blocks.setdefault((key.path, key.description, value_text(key.node)), []).append(key)
-    blank_lines_between = [line for same in blocks.values() for line in ("", *_about(same))][1:]
+    text = [line for same in blocks.values() for line in ("", *_about(same))][1:]
     others = sorted({key.path for key in every_key() if key.name == name} - {path for path, _, _ in blocks})
-    return [*blank_lines_between, *([f"  see also: {', '.join(others)}"] if others else [])]
+    return [*text, *([f"  see also: {', '.join(others)}"] if others else [])]
 
 
 def find(name: str) -> list[Key]:

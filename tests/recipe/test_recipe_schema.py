@@ -168,6 +168,16 @@ def test_a_part_of_ones_own_may_have_any_options():
     assert fault({**read("quickstart"), **own}) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["collect: {test: {count: 9}}", "compare: {lm_eval: [arc_easy]}", "curate: null", "teacher: [*t]", "test: 9"],
+)
+def test_a_short_form_passes(text: str):
+    teacher = "one: &t {model: m, base_url: http://127.0.0.1:8000/v1, terms: MIT}"
+    changed = yaml.load(f"{teacher}\n{text}", Loader=Loader)
+    assert fault({**read("quickstart"), **{key: value for key, value in changed.items() if key != "one"}}) is None
+
+
 def test_the_files_are_those_that_make_keys_writes():
     assert (RECIPES / recipe_keys.SCHEMA).read_text(encoding="utf-8") == recipe_page.schema_json()
     assert (RECIPES / recipe_page.PAGE).read_text(encoding="utf-8") == recipe_page.page()
