@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 STAGES = ("expand", "collect", "curate", "train", "compare", "report")
 
 
-def recipes(incomplete: str) -> list[str]:
-    """The shipped recipes, and those in the current folder."""
+def shipped(incomplete: str) -> list[str]:
+    """The shipped recipes."""
     from distill.core import assets
 
-    shipped = [file.stem for file in assets.find("recipes").glob("*.yaml")]
-    return _beginning(incomplete, sorted(shipped) + sorted(file.name for file in Path().glob("*.yaml")))
+    return _beginning(incomplete, sorted(file.stem for file in assets.find("recipes").glob("*.yaml")))
+
+
+def recipes(incomplete: str) -> list[str]:
+    """The shipped recipes, and those in the current folder."""
+    return shipped(incomplete) + _beginning(incomplete, sorted(file.name for file in Path().glob("*.yaml")))
 
 
 def runs(incomplete: str) -> list[str]:

@@ -76,6 +76,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 
 def test_recipes_and_runs_of_the_folder_are_offered(folder: Path):
     assert completion.recipes("b") == ["baize", "bikes.yaml"]
+    assert completion.shipped("b") == ["baize"]
     assert completion.runs("") == ["runs/bikes"]
     assert completion.runs("elsewhere/") == ["elsewhere/other"]
     assert completion.recipes_and_runs("runs/b") == ["runs/bikes"]
