@@ -14,7 +14,7 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint wheel bench clean
+.PHONY: help setup demo test quick lint keys wheel bench clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /make \1 — /p' Makefile
@@ -42,6 +42,9 @@ lint: $(STAMP)  ## style, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+keys: $(STAMP)  ## recipes/recipe.schema.json and recipes/KEYS.md, from the fields of recipes and parts
+	$(BIN)/python -m distill.pipeline.recipe_page
 
 bench: $(STAMP)  ## speed, memory, kills and faults, with rivals, by hand: tests/benchmarks/README.md
 	$(BIN)/python -m tests.benchmarks $(BENCH)

@@ -7,23 +7,41 @@ from typing import Annotated
 
 import typer
 
+from distill.cli import completion
+
 app = typer.Typer(
     name="distill",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe: a YAML file, or a shipped one's name")]
-RecipeOrRun = Annotated[Path, typer.Argument(metavar="RECIPE_OR_RUN", help="a recipe, or a run folder")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, such as runs/quickstart")]
+RecipePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="a recipe: a YAML file, or a shipped one's name", autocompletion=completion.recipes
+    ),
+]
+RecipeOrRun = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE_OR_RUN", help="a recipe, or a run folder", autocompletion=completion.recipes_and_runs
+    ),
+]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="a run folder, such as runs/quickstart", autocompletion=completion.runs),
+]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="the run folder; by default runs/NAME")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="override a key of the recipe; may be given again"),
+    typer.Option(
+        "--set",
+        metavar="A.B=C",
+        help="override a key of the recipe; may be given again",
+        autocompletion=completion.settings,
+    ),
 ]
 AllowParts = Annotated[
     list[str] | None,
@@ -37,6 +55,11 @@ NewJournal = Annotated[
 ]
 Redo = Annotated[
     str | None,
-    typer.Option("--redo", metavar="A,B", help="run these stages again although they are current; buys nothing twice"),
+    typer.Option(
+        "--redo",
+        metavar="A,B",
+        help="run these stages again although they are current; buys nothing twice",
+        autocompletion=completion.stages,
+    ),
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="ask permanently failed requests again")]

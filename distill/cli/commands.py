@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 # isort: off
-from distill.cli import runs, planning, folders, chat, models, data  # noqa: F401 - importing registers them
+from distill.cli import runs, planning, keys, folders, chat, models, data  # noqa: F401 - importing registers them
 
 # isort: on
 from distill.cli.app import app

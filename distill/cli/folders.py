@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from distill.cli import completion
 from distill.cli.app import AllowParts, RecipeOrRun, RunDir, RunFolder, Set, app
 from distill.core import console
 
@@ -40,7 +41,12 @@ def show(
 
 @app.command()
 def diff(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B …", help="two run folders, or more for a curve")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_A RUN_B …", help="two run folders, or more for a curve", autocompletion=completion.runs
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object")] = False,
 ) -> None:
     """Compare two runs on the prompts that both have.

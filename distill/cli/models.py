@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from distill.cli import completion
 from distill.cli.app import app
 from distill.core import console
 
@@ -40,7 +41,12 @@ System = Annotated[
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="smollm2, a folder, a .gguf, a Hub id, a run")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_RUN", help="smollm2, a folder, a .gguf, a Hub id, a run", autocompletion=completion.runs
+        ),
+    ],
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
     host: Host = "127.0.0.1",
     api_key_env: ApiKey = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from distill.cli import completion
 from distill.cli.app import RecipePath, Set, app
 from distill.core import console
 from distill.errors import RecipeError
@@ -23,7 +24,13 @@ def check(
         ),
     ] = False,
     like: Annotated[
-        str | None, typer.Option("--like", metavar="NAME", help="list the differences from a shipped recipe")
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="NAME",
+            help="list the differences from a shipped recipe",
+            autocompletion=completion.shipped,
+        ),
     ] = None,
 ) -> None:
     """Validate a recipe; forecast its cost and what it sends.
@@ -80,7 +87,10 @@ def smoke(
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="where the copy goes")] = Path(),
     like: Annotated[
-        str | None, typer.Option("--like", metavar="NAME", help="a shipped recipe, such as alpaca-7b")
+        str | None,
+        typer.Option(
+            "--like", metavar="NAME", help="a shipped recipe, such as alpaca-7b", autocompletion=completion.shipped
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="what the copy is called")] = None,
 ) -> None:
@@ -99,7 +109,12 @@ def init(
 @app.command()
 def doctor(
     url: Annotated[
-        str | None, typer.Argument(metavar="[URL_OR_RUN]", help="an endpoint, such as …/v1; or a run, or an export")
+        str | None,
+        typer.Argument(
+            metavar="[URL_OR_RUN]",
+            help="an endpoint, such as …/v1; or a run, or an export",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="the model to ask, where the endpoint has several")

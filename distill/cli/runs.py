@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from distill.cli import completion
 from distill.cli.app import (
     AcceptPartial,
     AllowParts,
@@ -50,7 +51,10 @@ def run(
     recipe: RecipePath,
     run_dir: RunDir = None,
     set_: Set = None,
-    stages: Annotated[str | None, typer.Option("--stages", metavar="A,B", help="only these stages")] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option("--stages", metavar="A,B", help="only these stages", autocompletion=completion.stages),
+    ] = None,
     redo: Redo = None,
     retry_failed: RetryFailed = False,
     accept_partial: AcceptPartial = False,

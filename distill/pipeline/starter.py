@@ -10,10 +10,13 @@ from typing import Any
 from distill.core import assets
 from distill.core.registry import suggest
 from distill.errors import RecipeError, RunFolderError, shorten
+from distill.pipeline import recipe_keys
 from distill.pipeline.parts import load_recipe, shipped
 from distill.recipe import Recipe
 
 STARTER = "quickstart"
+MODELINE = f"# yaml-language-server: $schema={recipe_keys.SCHEMA}"
+"""What the YAML language server of an editor reads: the schema beside the recipe."""
 NOT_COMPARED = ("name", "files", "reuse")
 """Keys about where a run is, not what it does."""
 
@@ -21,8 +24,9 @@ NOT_COMPARED = ("name", "files", "reuse")
 def init(folder: Path, *, like: str | None = None, name: str | None = None) -> list[str]:
     """Copy a shipped recipe with its comments into a folder; returns lines about it and what to type next.
 
-    The shipped seeds and prompts that it refers to are copied beside it, to be changed. Raises `RecipeError` for an
-    unknown name, `RunFolderError` where the recipe exists already.
+    The shipped seeds and prompts that it refers to are copied beside it, to be changed. So is the schema that its first
+    line names to editors: an installed file's path would hold on one machine alone. Raises `RecipeError` for an unknown
+    name, `RunFolderError` where the recipe exists already.
     """
     original = like or STARTER
     if original not in shipped():
@@ -35,10 +39,12 @@ def init(folder: Path, *, like: str | None = None, name: str | None = None) -> l
     text = source.read_text(encoding="utf-8").replace(f"\nname: {original}\n", f"\nname: {name}\n", 1)
     folder.mkdir(parents=True, exist_ok=True)
     copies = list(_copies(load_recipe(source), folder))
-    out.write_text(text, encoding="utf-8")
+    (folder / recipe_keys.SCHEMA).write_text(recipe_keys.schema_text(), encoding="utf-8")
+    out.write_text(f"{MODELINE}\n{text}", encoding="utf-8")
     return [
         f"{out}: a copy of {original}",
         *(f"{file}: yours to change" for file in copies),
+        f"{folder / recipe_keys.SCHEMA}: its keys, for editors",
         f"next: distill check {out}",
         f"      distill smoke {out}     # once through in seconds, with a tiny model",
         f"      distill run {out}",

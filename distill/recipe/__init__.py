@@ -6,19 +6,16 @@ part's own options; callers pass them in as `Parts`, so that this package knows 
 
 from __future__ import annotations
 
+from distill.recipe.comparison import Benchmarks, Compare, Judging, Metric
 from distill.recipe.loading import load, load_recorded
 from distill.recipe.reach import Reach, reach_of
 from distill.recipe.recipe import Recipe
 from distill.recipe.sections import (
     Asks,
     BaseOptions,
-    Benchmarks,
     Collect,
-    Compare,
     Expand,
     HeldOut,
-    Judging,
-    Metric,
     OneOrMore,
     PartSection,
     Price,

@@ -179,7 +179,7 @@ def _assign(node: Any, keys: list[str], value: Any) -> None:
 
 def _item_named(items: list[Any], name: str, dotted: str) -> Any:
     """The item of a list of rules, teachers or sources that has this name."""
-    keys = ("filter", "name", "model", "from")
+    keys = ("filter", "metric", "name", "model", "from")
     names = [
         next((str(item[key]) for key in keys if item.get(key)), "") if isinstance(item, dict) else "" for item in items
     ]

@@ -8,9 +8,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from distill.core.credentials import without_literals
+from distill.recipe.comparison import Compare
 from distill.recipe.sections import (
     Collect,
-    Compare,
     Expand,
     HeldOut,
     OneOrMore,
@@ -28,9 +28,13 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """Name of the run, and of its folder in runs/."""
     seed: int = 7
+    """Seed of everything that is drawn at random: another one gives other tasks, samples and weights."""
     budget_usd: Annotated[float, Field(gt=0)] | None = None
+    """Most USD that the whole run may spend, over all invocations; needs prices. No cap when left out."""
     teacher: OneOrMore | None = None
+    """The model to imitate, or a list of several that share the tasks."""
     user: Teacher | None = None
     """The model that plays the user in strategies that simulate one; the teacher when left out."""
     judge: Teacher | None = None
@@ -38,15 +42,21 @@ class Recipe(BaseModel):
     reuse: list[str] = []
     """Other runs whose answers are reused."""
     expand: Expand | None = None
+    """Grow tasks from seeds."""
     collect: Collect | None = None
+    """Have the teacher answer the tasks."""
     sources: list[Source] = []
     """Existing data, whose sessions precede collect's in sessions.jsonl."""
     test: HeldOut | None = None
     """Prompts held out where there are sources and no `collect`: 32 with `compare`, else none. See collect.test."""
     curate: list[Rule] | None = None
+    """Rules that keep, label or drop sessions, in this order."""
     student: Student | None = None
+    """The model to train."""
     train: Train | None = None
+    """Fine-tune the student on the kept sessions."""
     compare: Compare | None = None
+    """Ask student, base and teacher the same held-out prompts."""
     files: dict[str, str] = {}
     """In a resolved recipe: SHA-256 of each file that it names, by path; a file that has changed is an error."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.functional_serializers import model_serializer
 
 from distill.core import credentials
@@ -38,25 +38,36 @@ class Price(BaseOptions):
     """USD per million tokens."""
 
     input: Annotated[float, Field(ge=0)]
+    """Price of the prompt."""
     output: Annotated[float, Field(ge=0)]
+    """Price of the answer."""
 
 
 class SamplingOptions(BaseOptions):
     """Sampling of answers; a key left out is the endpoint's default."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = None
+    """Randomness of the answers: at 0 the likeliest token is taken each time."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Tokens are drawn from the likeliest ones that together have this probability (nucleus sampling)."""
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Longest answer; a longer one is cut and marked as truncated."""
     stop: list[str] = []
+    """Texts at which an answer ends; they are not part of it."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Lowers the likelihood of tokens that have occurred; negative values raise it."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """The same, in proportion to the number of occurrences."""
     seed: int | None = None
+    """Seed of the endpoint's sampling, where it has one."""
     response_format: dict[str, Any] | None = None
     """Such as `{type: json_object}`."""
     logprobs: bool | None = None
     """Log-probabilities of the answer's tokens; they stay in the journal."""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Likeliest alternatives per token whose log-probabilities are recorded; needs `logprobs`."""
     reasoning_effort: str | None = None
+    """How much a reasoning model thinks, such as `low`, in the words of its endpoint."""
     extra_body: dict[str, Any] = {}
     """Other fields of the request's body, such as `{top_k: 40}`; `null` removes a field, and a text `$NAME` is replaced
     by the environment variable's value."""
@@ -93,7 +104,9 @@ class Teacher(BaseOptions):
     headers_env: dict[str, VariableName] = {}
     """Secret headers: by header name, the environment variable that holds the value."""
     revision: str | None = None
+    """Branch, tag or commit of a Hub model; or any text that tells versions of a remote model apart."""
     price: Price | None = None
+    """USD per million tokens; needed for a budget."""
     terms: Annotated[str, Field(min_length=1)]
     """What the teacher's licence or terms say about training on its answers."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
@@ -101,6 +114,7 @@ class Teacher(BaseOptions):
     concurrency: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Requests in flight to this endpoint; collect.concurrency when left out."""
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """Most requests sent per minute. Limits in the endpoint's response headers are obeyed as well."""
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
     """Prompt and answer tokens together. Limits in the endpoint's response headers are obeyed as well."""
     weight: Annotated[float, Field(gt=0)] = 1.0
@@ -108,6 +122,7 @@ class Teacher(BaseOptions):
     kinds: list[str] = []
     """Kinds of tasks (`meta.kind`) that it answers, among several teachers; empty: kinds that no other one names."""
     sampling: SamplingOptions = SamplingOptions()
+    """Sampling of the answers that are collected."""
 
     @property
     def display_name(self) -> str:
@@ -189,8 +204,11 @@ class Expand(PartSection):
 
     path_fields = ("seeds",)
     strategy: str = "self_instruct"
+    """How tasks are grown: a shipped strategy, or `package.module:thing` of your own."""
     seeds: str = "seeds/general.jsonl"
+    """A file of seed tasks: rows of any format, or text with one prompt per line."""
     tasks: Annotated[int, Field(ge=1)]
+    """Number of tasks to grow; raising it extends the same list."""
 
 
 class HeldOut(BaseOptions):
@@ -221,10 +239,13 @@ class Collect(PartSection):
 
     path_fields = ("tasks",)
     strategy: str = "answer"
+    """How tasks are answered: a shipped strategy, or `package.module:thing` of your own."""
     tasks: str | None = None
     """A file of tasks (rows of any format, or text with one prompt per line) in place of `expand`."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Most requests in flight; a served model takes what its memory holds."""
     budget_usd: Annotated[float, Field(gt=0)] | None = None
+    """Most USD that this stage may spend, over all invocations; needs prices. No cap when left out."""
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of tasks that may fail before the stage counts as failed."""
     attempts: Annotated[int, Field(ge=1)] = 10
@@ -248,6 +269,7 @@ class Source(BaseOptions):
     hub: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")] | None = None
     """… or a dataset of the Hub: owner/name."""
     split: str | None = None
+    """Split of a dataset, such as `train`."""
     revision: str | None = None
     """Branch or tag of a Hub dataset; or a commit, which never changes."""
     config: str | None = None
@@ -288,6 +310,7 @@ class Rule(PartSection):
     """One curation rule."""
 
     filter: str
+    """What decides: a shipped filter, or `package.module:thing` of your own."""
 
 
 class Prune(BaseOptions):
@@ -304,95 +327,12 @@ class Student(BaseOptions):
     """The model to train."""
 
     model: str
+    """`smollm2` (embedded), a local folder, or a Hub id."""
     prune: Prune | None = None
+    """Remove layers before training."""
     template: Literal["chatml", "alpaca", "vicuna", "own"] = "chatml"
+    """The chat template that the student learns; `own` is that of its model."""
 
 
 class Train(PartSection):
     """Fine-tune the student on the kept sessions."""
-
-
-class Metric(PartSection):
-    """One metric of the comparison: its name alone, or a mapping with its options."""
-
-    metric: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_a_name(cls, value: Any) -> Any:
-        return {"metric": value} if isinstance(value, str) else value
-
-
-class Respondent(Teacher):
-    """An endpoint whose answers are compared and never trained on."""
-
-    terms: str = "not trained on"
-
-
-class Judging(BaseOptions):
-    """How a judge compares answers. Judges favour models of their own family: take one of another in `judge`."""
-
-    mode: Literal["pairwise", "single", "both"] = "pairwise"
-    """`pairwise`: which of two is better, asked in both orders; `single`: a grade of 0 to 10 for each answer."""
-    pairs: Annotated[list[Literal["student:teacher", "base:teacher", "student:base"]], Field(min_length=1)] = [
-        "student:teacher",
-        "base:teacher",
-    ]
-    retest: Annotated[int, Field(ge=0)] = 20
-    """Number of prompts per pair that are judged twice, to measure the judge's consistency."""
-    criteria: tuple[str, ...] = ()
-    """Criteria, the most important first; the five in prompts/judges when left out."""
-    max_tokens: Annotated[int, Field(ge=16)] | None = None
-    """Bound of the judge's reply; that of the recipe's judge, or 512, when left out."""
-
-
-class Benchmarks(BaseOptions):
-    """Tasks of the lm-evaluation-harness for base and student; a plain list of names is accepted."""
-
-    tasks: Annotated[list[str], Field(min_length=1)]
-    """Names of tasks, groups or tags of the package; no paths, no files."""
-    limit: Annotated[int, Field(ge=1)] | None = None
-    """Number of documents per task, from the first on; all when left out."""
-    shots: Annotated[int, Field(ge=0)] | None = None
-    """Examples before each question; the task's own number when left out."""
-    chat: bool = False
-    """Use the student's chat template; for tasks answered in free text."""
-    batch: Annotated[int, Field(ge=1)] = 8
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_names(cls, value: Any) -> Any:
-        return {"tasks": value} if isinstance(value, (list, tuple)) else value
-
-    @field_validator("tasks")
-    @classmethod
-    def _are_names(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if not re.fullmatch(r"\w[\w-]{0,120}", name, re.ASCII):
-                raise ValueError(f"{name!r} is no task's name; files and paths are not read, so give a name")
-        return list(dict.fromkeys(value))
-
-
-class Compare(BaseOptions):
-    """Ask student, base and teacher the same prompts."""
-
-    path_fields = ("prompts", "answers")
-    metrics: list[Metric] = [Metric(metric=name) for name in ("likelihood", "overlap", "style")]
-    """Names, or mappings such as `{metric: similarity, model: FOLDER}`."""
-    prompts: str | None = None
-    """A file of prompts in place of held-out rows: questions with `turns`, tasks, messages, or text with one per
-    line."""
-    system: str = ""
-    """System message of the prompts of that file that have none."""
-    answers: dict[Literal["base", "student", "teacher", "teacher_again"], str] = {}
-    """Files of recorded answers, such as `{teacher: FILE}`; these models are not asked."""
-    student: Respondent | None = None
-    """An endpoint that answers as the student, in place of the one that the recipe trains."""
-    base: Respondent | None = None
-    """An endpoint that answers as the untrained base."""
-    judge: Judging | None = None
-    """Let the recipe's `judge` (else the teacher) compare answers; `{}` for the defaults."""
-    sampling: SamplingOptions | None = None
-    """The teacher's own sampling when left out."""
-    lm_eval: Benchmarks | None = None
-    """Also evaluate base and student on tasks of the lm-evaluation-harness: `[arc_easy]`, or with options."""

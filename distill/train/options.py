@@ -52,6 +52,8 @@ class EarlyStopping(BaseOptions):
     """When to end training before its last step."""
 
     watch: Watched = "nll"
+    """What must improve: `nll`, nats per token of the teacher's answers; `stop_rate`, share of answers that end by
+    themselves; `length_ratio`, length by the teacher's, best at 1."""
     patience: Annotated[int, Field(ge=1)] = 2
     """Evaluations without an improvement after which training ends."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
@@ -102,6 +104,7 @@ class TrainOptions(BaseOptions):
     """Noise on the embeddings of a session of L tokens, at most alpha / √(L x hidden size) each (NEFTune, Jain et al.,
     2023, arXiv 2310.05914, where 5 to 15 make answers longer); 0 is none."""
     lora: LoraOptions = LoraOptions()
+    """The adapter of `qlora` and `lora`."""
     max_length: Annotated[int, Field(ge=8)] = 512
     """Tokens of the longest session that is trained on; no answer is ever cut, see `over_length`."""
     over_length: Literal["drop", "split", "raise"] = "drop"
@@ -146,6 +149,7 @@ class TrainOptions(BaseOptions):
     eval_tokens: Annotated[int, Field(ge=1, le=4096)] = 96
     """Most tokens of an answer that is written for an evaluation; eight are written at most."""
     early_stopping: EarlyStopping | None = None
+    """End training once held-out rows no longer improve; never when left out."""
     best: Watched | None = None
     """Keep the weights that were best by this, and end with them instead of the last."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 
 from distill.errors import RecipeError, RunFolderError
+from distill.pipeline import recipe_keys
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.starter import departures, init, shipped
 
 
 def test_a_copy_is_the_recipe_with_its_comments_and_its_seeds(tmp_path: Path):
     said = init(tmp_path, like="alpaca-7b", name="mine")
-    text = (tmp_path / "mine.yaml").read_text()
-    assert text.startswith("# Alpaca-7B")
+    first, second, *_ = (tmp_path / "mine.yaml").read_text().splitlines()
+    assert first == "# yaml-language-server: $schema=recipe.schema.json"
+    assert (tmp_path / "recipe.schema.json").read_text() == recipe_keys.schema_text()
+    assert second.startswith("# Alpaca-7B")
     assert load_recipe(tmp_path / "mine.yaml").name == "mine"
     assert (tmp_path / "seeds" / "general.jsonl").is_file()
     assert said[-1].strip() == f"distill run {tmp_path / 'mine.yaml'}"

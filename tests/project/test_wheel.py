@@ -62,6 +62,7 @@ def test_it_finds_its_prompts_and_recipes(installed, tmp_path):
     assert {"py.typed", "README.md"} <= {file.name for file in package.iterdir()}
     [shipped] = installed.parent.parent.glob("lib/python3*/site-packages/distill/_assets/recipes/accelerate")
     assert {file.name for file in shipped.iterdir()} == {"deepspeed_zero2.yaml", "fsdp.yaml", "multi_gpu.yaml"}
+    assert {"recipe.schema.json", "KEYS.md"} <= {file.name for file in shipped.parent.iterdir()}
 
 
 def test_training_without_torch_is_one_line(installed, tmp_path):

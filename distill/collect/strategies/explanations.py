@@ -76,7 +76,10 @@ class Explanations:
         """By collection or kind, the stage of training that a session is meant for; 1 for all others. Empty: a session
         gets the `meta.stage` of its task, if any."""
         input: InputForm = "below"
+        """Position of a task's input: `below`, `labelled` or `before` the instruction; `varied` draws a form for each
+        task."""
         thoughts: Handling = "separate"
+        """How a reasoning teacher's thoughts are treated: `separate` (into meta), `strip`, or `keep` (learned)."""
 
         @field_validator("weights")
         @classmethod

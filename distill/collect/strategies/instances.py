@@ -81,9 +81,12 @@ class Instances:
         """`completion`: let the teacher continue a list of worked tasks as raw text. `chat`: the same in a message,
         for endpoints without completions."""
         sampling: InstanceSampling = InstanceSampling()
+        """Sampling of instances."""
         system: str = ""
         """System message of every session, not of the requests. Empty: none."""
         input: InputForm = "below"
+        """Position of an instance's input: `below`, `labelled` or `before` the instruction; `varied` draws a form for
+        each."""
         plain_inputs: Annotated[float, Field(ge=0, le=1)] = 0.5
         """Share of inputs from which the name of their only field ("Text: …") and blank lines are removed
         (Self-Instruct's code), so that the student sees inputs as people write them."""

@@ -35,6 +35,7 @@ class UserSimulator:
         min_rounds: Annotated[int, Field(ge=1, le=50)] = 3
         """Least number of exchanges drawn for a task (UltraChat: 3 to 7 on world knowledge, 2 to 4 on writing)."""
         max_rounds: Annotated[int, Field(ge=1, le=50)] = 7
+        """Greatest number of exchanges drawn for a task."""
         opening: Literal["task", "simulated"] = "task"
         """The first turn: the task itself, or one written by the simulated user, for tasks that are topics."""
         personas: tuple[str, ...] = ()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from distill import recipe
 from distill.text.prompt_frames import FramedText, PromptFrames
@@ -41,11 +43,13 @@ class AskingOptions(recipe.BaseOptions):
     """Ask about rows that another rule has dropped as well; by default nothing is paid for them."""
 
 
-Compared = Literal["prompt", "answer", "both"]
-"""The text by which duplicates are compared: the first user message, the answer, or both as one text.
-
-By `answer`, every `Yes` is a duplicate of the first one: use `both` for tasks whose answers are labels.
-"""
+Compared = Annotated[
+    Literal["prompt", "answer", "both"],
+    Field(
+        description="The text by which rows are compared: the first user message, the answer, or both as one text. By"
+        " `answer`, every `Yes` is a duplicate of the first one: use `both` for tasks whose answers are labels."
+    ),
+]
 
 
 def prompt_of(session: Session) -> str:

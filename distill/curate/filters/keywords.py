@@ -45,6 +45,7 @@ class Keyword:
         on: Compared = "both"
         """`prompt` (every user turn), `answer`, or `both`."""
         ignore_case: bool = True
+        """Whether words and patterns match in either case."""
         drop: bool = True
         """Drop sessions with a match; otherwise they are labelled."""
 

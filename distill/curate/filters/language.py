@@ -65,6 +65,7 @@ class Language:
         """Least probability of the wanted languages together (measured: English has at least 0.022 in each of 999
         Alpaca prompts, and at most 0.014 in 65 short sentences of 15 other languages)."""
         unknown: Literal["keep", "drop"] = "keep"
+        """What becomes of texts whose language is not known."""
 
         @field_validator("keep")
         @classmethod

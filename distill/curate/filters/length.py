@@ -32,12 +32,15 @@ class Length:
         min_words: Bound = None
         """Fewest words, split at white space; in scripts without spaces (Chinese, Thai …) each character is a word."""
         max_words: Bound = None
+        """Most words."""
         min_chars: Bound = None
         """Fewest characters; for languages that write no spaces."""
         max_chars: Bound = None
+        """Most characters."""
         min_tokens: Bound = None
         """Fewest tokens of `tokenizer`, without begin and end tokens."""
         max_tokens: Bound = None
+        """Most tokens of `tokenizer`."""
         tokenizer: str | None = None
         """Tokenizer for the token bounds: `smollm2`, or a local folder with a tokenizer.json."""
 

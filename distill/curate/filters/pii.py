@@ -66,6 +66,7 @@ class PersonalData:
         action: Literal["label", "drop", "mask"] = "label"
         """`label` or `drop` the session; `mask` replaces the data by `[EMAIL]` and the like, and labels the session."""
         kinds: tuple[Kind, ...] = get_args(Kind)
+        """Kinds of personal data that are looked for."""
 
     scope: Literal["row"] = "row"
 

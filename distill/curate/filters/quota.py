@@ -22,6 +22,7 @@ class Quota:
         by: Annotated[str, Field(min_length=1)] = "source"
         """The key of `meta` whose value makes a group: `source`, `topic`, `kind`, `strategy`, `teacher` …"""
         most: Annotated[int, Field(ge=1)] | None = None
+        """Most rows of a group."""
         share: Annotated[float, Field(gt=0, le=1)] | None = None
         """Most rows of a group, as a share of the rows that reach this rule; never less than one row."""
         missing: Literal["keep", "group"] = "keep"

@@ -38,7 +38,7 @@ class BatchSampling(ExpansionSampling):
 
 
 class Alpaca(PoolGrowth):
-    """Stanford Alpaca's expansion as a `Growth`: a batch of 20 tasks per request, each with its input and output.
+    """Stanford Alpaca's expansion: a batch of 20 tasks per request, each with its input and output.
 
     Each request shows 3 seeds (never the teacher's own tasks) as blocks of Instruction, Input (`<noinput>` where there
     is none) and Output, and lets the teacher continue at 4. A task has its input, and the output from the same answer
@@ -60,6 +60,7 @@ class Alpaca(PoolGrowth):
         """Options of `expand: {strategy: alpaca}`."""
 
         sampling: BatchSampling = BatchSampling()
+        """Sampling of batches of tasks."""
         batch: Annotated[int, Field(ge=2, le=100)] = 20
         """Tasks in one list, including those shown: 20 yield at most 17."""
         shown: Annotated[int, Field(ge=1, le=20)] = 3

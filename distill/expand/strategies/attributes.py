@@ -28,7 +28,7 @@ class AttributesSampling(ExpansionSampling):
 
 
 class Attributes(PoolGrowth):
-    """A sampler over lists as a `Growth`: each request draws a value of every attribute and asks for matching tasks.
+    """A sampler over lists: each request draws a value of every attribute and asks for matching tasks.
 
     The values are recorded in `meta.attributes`; that of an attribute `kind` is also the task's kind, by which several
     teachers can share the tasks.
@@ -46,6 +46,7 @@ class Attributes(PoolGrowth):
         """Your own prompt, with a `{name}` for every attribute, and optionally `{count}`. The format of the reply is
         described after it."""
         sampling: AttributesSampling = AttributesSampling()
+        """Sampling of tasks."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 3
         """Tasks per request; with fewer, more combinations are drawn."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")

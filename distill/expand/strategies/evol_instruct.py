@@ -68,7 +68,7 @@ class TrialSampling(ExpansionSampling):
 
 
 class EvolInstruct(PoolGrowth):
-    """Evol-Instruct as a `Growth`: `window` seeds at a time evolve in parallel, each through every round.
+    """Evol-Instruct: `window` seeds at a time evolve in parallel, each through every round.
 
     Request k evolves one instruction by an operation drawn for it. Two more requests examine the result: whether it is
     equal to its parent and, if not, how the teacher answers it. An evolution is eliminated, and its parent kept for the
@@ -94,7 +94,9 @@ class EvolInstruct(PoolGrowth):
         """Options of `expand: {strategy: evol_instruct}`."""
 
         sampling: EvolvingSampling = EvolvingSampling()
+        """Sampling of evolutions."""
         answer: TrialSampling = TrialSampling()
+        """Sampling of the trial answers by which evolutions are judged."""
         judge_sampling: recipe.SamplingOptions | None = None
         """Sampling of the judge; that of the section `judge`, else greedy with at most 8 tokens. A reasoning judge
         needs room for its thoughts."""
@@ -103,6 +105,7 @@ class EvolInstruct(PoolGrowth):
         rounds: Annotated[int, Field(ge=1, le=100)] = 4
         """Successive evolutions of one seed."""
         operations: Annotated[tuple[Operation, ...], Field(min_length=1)] = get_args(Operation)
+        """Kinds of evolution, five in depth and `breadth`; one is drawn for each request."""
         eliminate: tuple[Criterion, ...] = get_args(Criterion)
         """Criteria of elimination. Without `equal` no comparison is requested, without `sorry` and `no_words` no trial
         answer: each saves one request per task."""

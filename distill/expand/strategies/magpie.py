@@ -57,7 +57,7 @@ class FreeSampling(ExpansionSampling):
 
 
 class Magpie(PoolGrowth):
-    """Magpie's first half as a `Growth`: one instruction per request, which the teacher writes in the user's role.
+    """Magpie's first half: one instruction per request, which the teacher writes in the user's role.
 
     The prompt is the teacher's chat template up to the user's first word, so it needs an endpoint with completions and
     an aligned model. An instruction ends at a line break or at the template's own tokens; it is refused if it ends
@@ -72,6 +72,7 @@ class Magpie(PoolGrowth):
 
         ask: ClassVar[Ask] = "completion"
         sampling: FreeSampling = FreeSampling()
+        """Sampling of instructions."""
         template: Literal["chatml", "gemma", "llama3", "mistral", "own", "phi3", "vicuna"] = "chatml"
         """The teacher's chat template; `own`: the text of `before_user`."""
         before_user: str = ""

@@ -20,7 +20,7 @@ SHOWN, SHOWN_GROWN = 8, 2
 
 
 class SelfInstruct(PoolGrowth):
-    """Self-Instruct's bootstrap loop as a `Growth`: the same tasks at any concurrency, and after any interruption.
+    """Self-Instruct's bootstrap loop, from seed tasks: the same tasks at any concurrency and after interruptions.
 
     Each request shows 8 instructions, of which up to 2 are the teacher's own (none at first), shuffled and numbered,
     and lets the teacher continue at 9. Its text is split at the numbers. Items are checked for form, and admitted if
@@ -44,6 +44,7 @@ class SelfInstruct(PoolGrowth):
         """Options of `expand: {strategy: self_instruct}`."""
 
         sampling: ExpansionSampling = ExpansionSampling()
+        """Sampling of tasks."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 6
         """Tasks per request; the list is stopped after them."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement", "common_opening")

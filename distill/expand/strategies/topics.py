@@ -44,7 +44,7 @@ class TopicsSampling(ExpansionSampling):
 
 
 class Topics(PoolGrowth):
-    """Topics first, then requests for tasks of one kind, each task about another topic, as a `Growth`.
+    """Topics first, then requests for tasks of one kind, each task about another topic.
 
     `topic_requests` lists of 20 topics are requested once and shared by all requests. Request k takes the next kind in
     turn, draws a topic for each of its tasks, and asks for `TASK 1:` to `TASK n:`. Kind and topic are recorded in
@@ -60,6 +60,7 @@ class Topics(PoolGrowth):
         """Options of `expand: {strategy: topics}`."""
 
         sampling: TopicsSampling = TopicsSampling()
+        """Sampling of topics and tasks."""
         kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = get_args(Kind)
         """Kinds of tasks, used in turn."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 10
@@ -72,6 +73,7 @@ class Topics(PoolGrowth):
         topic_requests: Annotated[int, Field(ge=1, le=1000)] = 20
         """Number of lists of topics requested from the teacher."""
         topics_each: Annotated[int, Field(ge=1, le=100)] = 20
+        """Topics in each of these lists."""
         reject: tuple[OwnRule, ...] = ("needs_input",)
 
         @property
