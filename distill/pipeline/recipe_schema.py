@@ -40,7 +40,7 @@ DOTTED: Node = {"type": "string", "pattern": ":"}
 SHORTHANDS = {"HeldOut": "count", "Benchmarks": "tasks"}
 """Sections for which the value of one key may stand."""
 _UNITS = {
-    "tokens": "tokens length top_logprobs",
+    "tokens": "tokens length top_logprobs k",
     "words": "words",
     "characters": "chars",
     "UTF-8 bytes": "letters",

@@ -60,27 +60,29 @@ class EarlyStopping(BaseOptions):
     """Smallest difference that counts as an improvement."""
 
 
-class SftObjective(BaseOptions):
-    """The teacher's words alone: next-token cross entropy on its answers."""
+class ObjectiveOptions(BaseOptions):
+    """What the student learns from."""
 
-    kind: Literal["sft"] = "sft"
-
-
-class SoftObjective(BaseOptions):
-    """The teacher's probabilities beside its words; for a teacher that runs on this machine, of the same tokenizer."""
-
-    kind: Literal["soft"]
+    kind: Literal["sft", "soft"] = "sft"
+    """`sft` learns the teacher's words by cross entropy, `soft` its probabilities too; for that the teacher runs on this
+    machine, or answers with `top_logprobs`."""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of KL(teacher ‖ student) in a token's loss; the rest is cross entropy."""
+    """Of `soft`: share of KL(teacher ‖ student) in a token's loss; the rest is cross entropy."""
     k: Annotated[int, Field(ge=1, le=512)] = 20
-    """Most probable tokens that are kept of each distribution; all others share one bucket."""
+    """Of `soft`: most probable tokens that are kept of each distribution; all others share one bucket."""
+
+    @model_validator(mode="after")
+    def _belongs(self) -> ObjectiveOptions:
+        if self.kind == "sft" and (self.weight, self.k) != (0.5, 20):
+            raise ValueError("weight and k are of `kind: soft`; take them out, or set kind")
+        return self
 
 
 class TrainOptions(BaseOptions):
     """Options of training."""
 
-    objective: Annotated[SftObjective | SoftObjective, Field(discriminator="kind")] = SftObjective()
-    """What the student learns from: `sft` from the teacher's words, `soft` from its probabilities too."""
+    objective: ObjectiveOptions = ObjectiveOptions()
+    """What the student learns from: the teacher's words, or its probabilities too."""
     method: Literal["qlora", "lora", "full"] = "qlora"
     """`qlora` keeps the base in 4 bits (NF4, double quantisation), `lora` in 16 bits on a GPU and 32 on a CPU, both
     with a trainable adapter; `full` trains all weights, in 32 bits, and computes in 16 where there is a GPU."""
