@@ -64,8 +64,8 @@ class ObjectiveOptions(BaseOptions):
     """What the student learns from."""
 
     kind: Literal["sft", "soft"] = "sft"
-    """`sft` learns the teacher's words by cross entropy, `soft` its probabilities too; for that the teacher runs on this
-    machine, or answers with `top_logprobs`."""
+    """`sft` learns the teacher's words by cross entropy, `soft` its probabilities too; for that the teacher runs on
+    this machine, or answers with `top_logprobs`."""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Of `soft`: share of KL(teacher ‖ student) in a token's loss; the rest is cross entropy."""
     k: Annotated[int, Field(ge=1, le=512)] = 20
