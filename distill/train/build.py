@@ -20,9 +20,9 @@ from distill.errors import RecipeError
 from distill.models import loading
 from distill.models.device import compute_dtype, default_device, free_bytes
 from distill.models.quantization import require_plain
-from distill.train import packing, router, row_check, self_check
+from distill.train import packing, row_check, self_check
 from distill.train.dataset import Examples
-from distill.train.kernels import losses
+from distill.train.kernels import losses, router
 from distill.train.lora import adapter_of, train_in_float32
 from distill.train.memory import fit
 from distill.train.packing import PackingPlan

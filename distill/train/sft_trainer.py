@@ -23,8 +23,8 @@ from distill.models.device import free_memory
 from distill.train.dataset import Examples
 from distill.train.kernels.losses import WAYS
 from distill.train.kernels.patch import patch, run_trials, unpatch
+from distill.train.kernels.router import RouterLoss
 from distill.train.packing import PackingPlan, passes
-from distill.train.router import RouterLoss
 
 if TYPE_CHECKING:
     from distill.train.objectives.soft import SoftTargets
