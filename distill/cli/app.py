@@ -39,4 +39,8 @@ Redo = Annotated[
     str | None,
     typer.Option("--redo", metavar="A,B", help="run these stages again although they are current; buys nothing twice"),
 ]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="do finished stages again, also where that costs money or over ten minutes")
+]
+Takeover = Annotated[bool, typer.Option("--takeover", help="go on in the run folder of another recipe")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="ask permanently failed requests again")]

@@ -34,7 +34,7 @@ def check(
 
     Example: distill check recipes/quickstart.yaml --probe
     """
-    from distill.pipeline import forecast, parts
+    from distill.pipeline import forecast, origins, parts
     from distill.recipe import reach_of
 
     if like is not None:
@@ -44,6 +44,7 @@ def check(
             console.result(line)
         return
     loaded = parts.load_recipe(recipe, overrides=set_ or (), importing=False)
+    origins.say_which(recipe, loaded, set_ or ())
     valid, *forecasts = forecast.lines(loaded, probed=not probe)
     for line in (valid, *reach_of(loaded, parts.folder_of(recipe)).lines(), *forecasts):
         console.result(line)

@@ -191,6 +191,14 @@ def asked(prompt: str) -> Iterator[str]:
             return
 
 
+def confirmed(question: str) -> bool:
+    """Whether the answer at the terminal is y or yes; False where there is no terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty() and processes.count() == 1):
+        return False
+    print(_shown(f"{question} [y/N] ", coloured=False), end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def page(lines: Iterable[str]) -> None:
     """Results, through `less` on a terminal that has it."""
     pager = shutil.which("less")
@@ -217,13 +225,16 @@ def observed(observer: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
-    """Print nothing while the block runs; observers still get every line."""
+def silenced(*, observers: bool = True) -> Iterator[None]:
+    """Print nothing while the block runs; `observers` still get every line."""
+    muted = [] if observers else _observers[:]
+    _observers[:] = [each for each in _observers if each not in muted]
     _silences.append(True)
     try:
         yield
     finally:
         _silences.pop()
+        _observers[:0] = muted
 
 
 def progress(title: str, total: float | None = None, unit: str = "") -> _Bar | _Lines:

@@ -175,6 +175,29 @@ def _usd(plan: StageForecast, recipe: Recipe) -> float:
     )
 
 
+def is_paid(section: Teacher) -> bool:
+    """Whether asking a model may cost money: it has a price, or distill does not serve it."""
+    return section.price is not None or section.serve is None
+
+
+def paid(recipe: Recipe, stage: str) -> list[StageForecast]:
+    """The forecasts of a stage for models that may cost money."""
+    plans = [plan for plan in _plans(recipe) if plan.stage.partition(" ")[0] == stage]
+    return [plan for plan in plans if any(map(is_paid, _teachers_of(plan, recipe)))]
+
+
+def cost(plans: Sequence[StageForecast], recipe: Recipe, *, flows: int | None = None) -> str:
+    """Requests and USD of forecasts, or of this many of their flows (a flow is a task, a row or a prompt)."""
+    whole = sum(plan.requests for plan in plans)
+    each = getattr(recipe.collect.options, "asks", Asks()).requests if recipe.collect is not None else 1
+    requests = whole if flows is None else flows * (each if any(plan.stage == "collect" for plan in plans) else 1)
+    priced = plans and all(teacher.price is not None for plan in plans for teacher in _teachers_of(plan, recipe))
+    if not priced or any(plan.completion_tokens is None for plan in plans):
+        return f"about {requests:,} request{'s' * (requests != 1)}, no price in the recipe"
+    usd = sum(_usd(plan, recipe) for plan in plans) * min(1.0, requests / whole)
+    return f"about {requests:,} request{'s' * (requests != 1)}, at most USD {usd:.2f}"
+
+
 def _caps(recipe: Recipe) -> list[str]:
     collect = recipe.collect.budget_usd if recipe.collect is not None else None
     caps = {"budget_usd": recipe.budget_usd, "collect.budget_usd": collect}

@@ -22,6 +22,7 @@ from distill.core.files import to_json, write_atomically
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
 from distill.errors import RecipeError, RunFolderError
 from distill.expand.seeds import load_seeds
+from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
 from distill.recipe import Recipe
 from distill.run.scores import require_scores
@@ -65,6 +66,7 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     file exists already, `RecipeError` where its recipe has no teacher to collect from.
     """
     recipe = load_recipe(run)
+    say_which(run, recipe)
     if recipe.main_teacher is None:
         raise RecipeError(f"{run}: its recipe has no `teacher` to collect from")
     rows, what = _prompts_to_train(run)

@@ -45,6 +45,12 @@ class RunOptions:
     """Stages that run again although they are current."""
     new_journal: bool = False
     """Continue although the journal lacks sends that run.json counts; their cost stays spent."""
+    yes: bool = False
+    """Do finished stages again, whatever they cost."""
+    confirm: Callable[[str], bool] | None = None
+    """Asks for consent to that, where `yes` is False; without it there is none."""
+    takeover: bool = False
+    """Continue in a run folder of another recipe."""
 
 
 DEFAULTS = RunOptions()

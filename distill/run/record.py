@@ -21,6 +21,7 @@ from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
 from distill.run import decisive, students
+from distill.run.origin import NO_FILE, Origin, require_owner
 from distill.run.reading import json_object, validated
 
 REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
@@ -88,9 +89,10 @@ class RunRecord:
 class Run:
     """One run folder, writable by one process; read-only in other processes of a launcher."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, origin: Origin = NO_FILE) -> None:
         self.folder = folder
         self.recipe = recipe
+        self._origin = origin
         self._writes = processes.is_first()
         self._record = _read_record(folder)
         self._writing = threading.Lock()
@@ -216,6 +218,7 @@ class Run:
             **({"teachers": [dict(teacher) for teacher in teachers]} if len(teachers) > 1 else {}),
             "versions": versions(),
             **({"student": own} if own is not None else {}),
+            "origin": self._origin.entry(self.folder, self._record.get("origin") or {}),
         }
         with self._writing:
             if any(self._record.get(key) != value for key, value in facts.items()):
@@ -308,20 +311,18 @@ def _note(run: Run, journal: Journal) -> None:
 
 
 @contextmanager
-def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
+def opened(folder: Path, recipe: Recipe, *, origin: Origin = NO_FILE, takeover: bool = False) -> Iterator[Run]:
     """Make or continue a run folder: lock it against a second writer, and log to it.
 
     Of several processes of a launcher, the first has the lock and the log. Raises `RunFolderError` where it belongs to
-    a recipe of another name or cannot be written, `RunLocked` where another process writes in it.
+    another recipe (see `require_owner`; not with `takeover`) or cannot be written, `RunLocked` where another process
+    writes in it.
     """
     _make_folder(folder)
     with _locked(folder) if processes.is_first() else nullcontext():
-        run = Run(folder, recipe)
-        owner = run._record.get("name")
-        if owner not in (None, recipe.name):
-            raise RunFolderError(
-                f'{folder} holds the run "{owner}", but this recipe is "{recipe.name}"; give another --run-dir'
-            )
+        run = Run(folder, recipe, origin)
+        if not takeover:
+            require_owner(folder, run._record, recipe, origin)
         if processes.is_first():
             students.settle(folder)
             for leftover in filter(LEFTOVER.match, os.listdir(folder)):  # of a process killed while it wrote
