@@ -43,7 +43,8 @@ def _run(
     from distill.pipeline.runner import run_recipe
     from distill.run.context import RunOptions
 
-    run_options = RunOptions(redo=redo, allowed=allowed or (), confirm=console.confirmed, **options)
+    confirm = console.confirmed if console.at_terminal() else None
+    run_options = RunOptions(redo=redo, allowed=allowed or (), confirm=confirm, **options)
     run_recipe(recipe, run_dir=run_dir, overrides=overrides or (), stages=stages, options=run_options)
 
 

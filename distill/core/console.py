@@ -191,10 +191,13 @@ def asked(prompt: str) -> Iterator[str]:
             return
 
 
+def at_terminal() -> bool:
+    """Whether a question can be asked: lines come from a terminal and go to one, and no launcher has started others."""
+    return sys.stdin.isatty() and sys.stderr.isatty() and processes.count() == 1
+
+
 def confirmed(question: str) -> bool:
-    """Whether the answer at the terminal is y or yes; False where there is no terminal."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty() and processes.count() == 1):
-        return False
+    """Whether the answer typed is y or yes."""
     print(_shown(f"{question} [y/N] ", coloured=False), end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

@@ -39,8 +39,10 @@ def require_consent(context: Context, run: Run, names: Sequence[str]) -> None:
     if options.yes or options.new_journal or not (repeats := list(_Plan(context, run, names).repeats())):
         return
     line = f"finished work would be done again: {'; '.join(repeats)}"
-    if options.confirm is None or not options.confirm(f"{line}; go on?"):
+    if options.confirm is None:
         raise ConsentNeeded(f"{line}; nothing has run: to go on, type the same command with --yes (Python: yes=True)")
+    if not options.confirm(f"{line}; go on?"):
+        raise ConsentNeeded("nothing has run, and finished work stays as it is; with --yes the command does not ask")
 
 
 @dataclass(slots=True)
@@ -140,7 +142,7 @@ class _Plan:
             texts.append(forecast.cost(plans, recipe, flows=None if name == "expand" else count))
         elif judging := [plan for plan in plans if plan.stage == forecast.JUDGING and "student" in self.unknown]:
             texts.append(forecast.cost(judging, recipe))
-        return ", ".join([*texts, *([f"{console.duration(self._seconds(name))} before"] if is_long else [])]) or None
+        return ", ".join([*texts, *([f"it took {console.duration(self._seconds(name))}"] if is_long else [])]) or None
 
     def _paid(self, misses: Sequence[Miss]) -> int:
         """How many of the questions go to models that may cost money."""

@@ -113,4 +113,5 @@ _SHA256 = re.compile(r"^(sha256 )?[0-9a-f]{64}$")
 
 
 def _short(value: Any) -> str:
-    return shorten("(default)" if value is ABSENT else visible(str(value)), _MAX_SHOWN)
+    text = f"{value:g}" if isinstance(value, float) else visible(str(value))
+    return "(default)" if value is ABSENT else shorten(text, _MAX_SHOWN)

@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, list[str], str | None]] = 
     "with --redo": (None, ["--redo", "collect", *BRIEF], None),
     "outputs that the journal gives again": (without("sessions.jsonl", "scores.json", "answers.jsonl"), [], None),
     "a rule that asks nobody, and the same prompts after it": (None, WORDS, None),
-    "a stage that took long": (stage("curate", seconds=901), WORDS, "min_words 1 → 2): 15 min 01 s before"),
+    "a stage that took long": (stage("curate", seconds=901), WORDS, "min_words 1 → 2): it took 15 min 01 s"),
     "a stage that took long and is current": (stage("curate", seconds=901), [], None),
     "a long stage whose answers are all there": (stage("collect", seconds=901), ["--redo", "collect"], None),
     "a stage that failed": (stage("collect", status="failed"), BRIEF, None),
