@@ -21,6 +21,7 @@ from distill.core.files import cache_dir, flatten
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 from distill.errors import shorten
+from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
 from distill.pipeline.runner import run_recipe
@@ -81,6 +82,7 @@ def smoke(path: Path, folder: Path) -> SmokeResult:
     require_training_packages("distill smoke")
     started = time.monotonic()
     recipe = load_recipe(path)
+    say_which(path, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     document = recipe.document()
     document.pop("files", None)
