@@ -114,10 +114,10 @@ class _Plan:
 
     def _answers(self, folder: Path) -> dict[str, str]:
         """Files of the answers that the models of this process gave when they were last compared."""
-        compare, files = self.context.recipe.compare, {}
+        compare, path, files = self.context.recipe.compare, self.context.folder / "answers.jsonl", {}
         for model in ("base", "student"):
             if compare is not None and model not in compare.answers and getattr(compare, model) is None:
-                rows = read_jsonl(self.context.folder / "answers.jsonl")
+                rows = read_jsonl(path) if path.is_file() else []
                 texts = ((row["id"], (row["answers"].get(model) or {}).get("text")) for row in rows)
                 write_rows(folder / f"{model}.jsonl", ({"id": id, "text": text} for id, text in texts if text))
                 files[model] = str(folder / f"{model}.jsonl")
@@ -135,12 +135,13 @@ class _Plan:
         """Requests and USD, and the time; `None` where it costs neither money nor long."""
         recipe, plans = self.context.recipe, forecast.paid(self.context.recipe, name)
         is_long = self._seconds(name) > LONG_SECONDS and not (misses == [] and name in REPLAYED)
+        judging = [plan for plan in plans if plan.stage == forecast.JUDGING]
         texts = []
         if misses is None:
             texts += [forecast.cost(plans, recipe)] if plans else []
-        elif count := self._paid(misses):
-            texts.append(forecast.cost(plans, recipe, flows=None if name == "expand" else count))
-        elif judging := [plan for plan in plans if plan.stage == forecast.JUDGING and "student" in self.unknown]:
+        elif count := self._paid(misses):  # of expand and a judge, the later questions are not known
+            texts.append(forecast.cost(plans, recipe, flows=None if name == "expand" or judging else count))
+        elif judging and "student" in self.unknown:
             texts.append(forecast.cost(judging, recipe))
         return ", ".join([*texts, *([f"it took {console.duration(self._seconds(name))}"] if is_long else [])]) or None
 
