@@ -195,7 +195,7 @@ def cost(plans: Sequence[StageForecast], recipe: Recipe, *, flows: int | None = 
     if not priced or any(plan.completion_tokens is None for plan in plans):
         return f"about {requests:,} request{'s' * (requests != 1)}, no price in the recipe"
     usd = sum(_usd(plan, recipe) for plan in plans) * min(1.0, requests / whole)
-    return f"about {requests:,} request{'s' * (requests != 1)}, at most USD {usd:.2f}"
+    return f"about {requests:,} request{'s' * (requests != 1)}, up to about USD {usd:.{2 if usd >= 1 else 4}f}"
 
 
 def _caps(recipe: Recipe) -> list[str]:

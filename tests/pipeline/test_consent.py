@@ -87,7 +87,7 @@ def without(*names: str) -> Callable[[Path], None]:
 
 BRIEF, WORDS = ["--set", "collect.system=Be brief."], ["--set", "curate.length.min_words=2"]
 LATER = "2999-01-01T00:00:00+00:00"
-ASKED = "collect (collect.system (default) → Be brief.): about 10 requests, at most USD 0.20; compare (after curate)"
+ASKED = "collect (collect.system (default) → Be brief.): about 10 requests, up to about USD 0.2007; compare (after curate)"
 CASES: dict[str, tuple[Callable[[Path], None] | None, list[str], str | None]] = {
     "the same again": (None, [], None),
     "questions that the journal cannot answer": (None, BRIEF, ASKED),
