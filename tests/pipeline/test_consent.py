@@ -87,7 +87,9 @@ def without(*names: str) -> Callable[[Path], None]:
 
 BRIEF, WORDS = ["--set", "collect.system=Be brief."], ["--set", "curate.length.min_words=2"]
 LATER = "2999-01-01T00:00:00+00:00"
-ASKED = "collect (collect.system (default) → Be brief.): about 10 requests, up to about USD 0.2007; compare (after curate)"
+ASKED = (
+    "collect (collect.system (default) → Be brief.): about 10 requests, up to about USD 0.20 … ; compare (after curate)"
+)
 CASES: dict[str, tuple[Callable[[Path], None] | None, list[str], str | None]] = {
     "the same again": (None, [], None),
     "questions that the journal cannot answer": (None, BRIEF, ASKED),
@@ -122,7 +124,7 @@ def test_only_finished_work_that_costs_again_needs_consent(folder: Path, server:
     finished = here(folder, "run", "one.yaml", *options)
     assert finished.returncode == (0 if line is None else 2), finished.stderr
     if line is not None:
-        assert line in only_line(finished)
+        assert all(part in only_line(finished) for part in line.split(" … ")), finished.stderr
         assert "type the same command with --yes" in finished.stderr
         assert (server.count, files(folder / "runs/one")) == (count, before)
 
