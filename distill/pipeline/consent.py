@@ -14,7 +14,7 @@ from distill.core import console
 from distill.core.jsonl import read_jsonl, write_rows
 from distill.errors import ConsentNeeded, DistillError, Interrupted
 from distill.pipeline import forecast
-from distill.pipeline.rehearsal import Miss, rehearse
+from distill.pipeline.rehearsal import PREFIX, Miss, rehearse
 from distill.pipeline.staleness import as_it_would_begin, few
 from distill.run import students
 from distill.run.context import Context
@@ -62,7 +62,7 @@ class _Plan:
         costly = [name for name in self.names if self._is_done(name) and self._may_cost(name)]
         if not costly:
             return
-        with TemporaryDirectory(prefix=".rehearsal-", dir=self.context.folder) as folder:
+        with TemporaryDirectory(prefix=PREFIX, dir=self.context.folder) as folder:
             for place, name in enumerate(self.names):
                 if not set(costly) & set(self.names[place:]):
                     return

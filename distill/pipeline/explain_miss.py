@@ -20,7 +20,7 @@ from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError
 from distill.pipeline.origins import load_addressed
 from distill.pipeline.parts import load_recipe
-from distill.pipeline.rehearsal import Miss, rehearse
+from distill.pipeline.rehearsal import PREFIX, Miss, rehearse
 from distill.run.context import Context, RunOptions
 from distill.run.endpoints import teachers_of
 from distill.run.record import journal_of, opened, read_record, run_record
@@ -161,6 +161,7 @@ def clean(folder: Path) -> list[str]:
         leftovers += [
             new for name in (student_folder.STUDENT, student_folder.NEXT) if (new := folder / name / ".new").is_dir()
         ]
+        leftovers += folder.glob(f"{PREFIX}*")
         freed_bytes = sum(map(_size, leftovers))
         for path in leftovers:
             student_folder.remove(path)

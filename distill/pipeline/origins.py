@@ -16,7 +16,7 @@ from distill.pipeline.staleness import few
 from distill.pipeline.starter import flat
 from distill.recipe import Recipe
 from distill.run.decisive import differences
-from distill.run.origin import Origin
+from distill.run.origin import Origin, recorded
 from distill.run.reading import json_object
 
 MOST_BYTES = 1_000_000
@@ -57,20 +57,20 @@ def _keys(overrides: Overrides) -> Iterable[str]:
 
 
 def _on_original(run: Path, recipe: Recipe, overrides: list[str]) -> str:
-    origin = json_object(run / "run.json").get("origin") or {}
-    if not (name := str(origin.get("recipe") or "")):
+    origin = recorded(run, json_object(run / "run.json"))
+    if not origin.recipe:
         return ""
-    path = Path(name)
+    path = Path(origin.recipe)
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     if not os.path.isfile(path):  # False also where this user may not look
         return f"; {shown}, which it came from, is gone"
     try:
-        if not 0 < path.stat().st_size < MOST_BYTES or file_sha256(path) == origin.get("sha256"):
+        if not 0 < path.stat().st_size < MOST_BYTES or file_sha256(path) == origin.sha256:
             return f", which came from {shown}"
         now = load_recipe(path, importing=False)
     except (OSError, RecipeError):
         return f"; {shown}, which it came from, has changed since, and cannot be read as a recipe now"
-    was, new = (_contents(one, ("files", *origin.get("overrides", ()), *overrides)) for one in (recipe, now))
+    was, new = (_contents(one, ("files", *origin.overrides, *overrides)) for one in (recipe, now))
     if not (changes := differences(was, new)):
         return f", which came from {shown}"
     return f"; {shown}, which it came from, has changed since: {few(changes)}; to use that, type it in place of {run}"

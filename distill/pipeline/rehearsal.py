@@ -19,6 +19,8 @@ from distill.run.context import Context
 from distill.run.layout import STAGES
 from distill.run.record import StageRecord
 
+PREFIX = ".rehearsal-"
+"""Of the folders within a run in which stages are rehearsed."""
 Miss: TypeAlias = tuple[str, str, Question]
 """A question without an answer in the journal, after the asking part of its stage and its flow's name."""
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distill.core.files import flatten
 from distill.errors import RunFolderError
 from distill.recipe import Recipe
 from distill.run import students
+from distill.run.reading import validated
+
+_DATA = re.compile(r"^(expand\.seeds|collect\.tasks|sources\[\d+\]\.(path|hub))$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +27,11 @@ class Origin:
     overrides: tuple[str, ...] = ()
     """Keys that were overridden."""
 
-    def entry(self, folder: Path, before: Mapping[str, Any]) -> dict[str, Any]:
-        """The entry in run.json; `before` is the present one, which stays where the run's own copy was read."""
-        if self.is_own(folder):
-            keys = {*before.get("overrides", ()), *self.overrides}
-            return {**before, "overrides": sorted(keys)} if before else {}
-        return {**asdict(self), "overrides": sorted(self.overrides)}
+    def after(self, before: Origin, folder: Path) -> Origin:
+        """What is recorded next: of the run's own copy, where that came from before."""
+        if not self.is_own(folder):
+            return self
+        return replace(before, overrides=tuple(sorted({*before.overrides, *self.overrides})))
 
     def is_own(self, folder: Path) -> bool:
         """Whether it is the copy in the run's own folder."""
@@ -35,6 +39,11 @@ class Origin:
 
 
 NO_FILE = Origin()
+
+
+def recorded(folder: Path, record: Mapping[str, Any]) -> Origin:
+    """The origin in run.json; an empty one in those of older versions. Raises `RunFolderError` for a damaged one."""
+    return validated(Origin, record.get("origin") or {}, folder / "run.json")
 
 
 def require_owner(folder: Path, record: Mapping[str, Any], recipe: Recipe, origin: Origin) -> None:
@@ -45,24 +54,22 @@ def require_owner(folder: Path, record: Mapping[str, Any], recipe: Recipe, origi
     """
     if not record or origin.is_own(folder):
         return
-    source = (record.get("origin") or {}).get("recipe")
-    before = students.recipe(folder)
-    theirs, mine = _data(before) | ({source} if source else set()), _data(recipe.document())
-    mine |= {origin.recipe} if origin.recipe else set()
+    source = recorded(folder, record).recipe
+    theirs, mine = (
+        {file} - {""} | _data(document)
+        for file, document in ((source, students.recipe(folder)), (origin.recipe, recipe.document()))
+    )
     is_same = not theirs.isdisjoint(mine) if theirs and mine else record.get("name") in (None, recipe.name)
     if not is_same:
         raise RunFolderError(
-            f'{folder} holds the run "{record.get("name")}" of {source or "another recipe"}, and this recipe '
-            f"({recipe.name}) has neither its file nor its data; give another --run-dir, or go on there with "
+            f'{folder} holds the run "{record.get("name")}" of {source or "another recipe"}; this recipe '
+            f'("{recipe.name}") is another one, with other seeds and data; give another --run-dir, or go on there with '
             "--takeover (Python: takeover=True)"
         )
 
 
 def _data(document: Mapping[str, Any]) -> set[str]:
     """Paths, contents and Hub ids of a resolved recipe's seeds, tasks and sources."""
-    sections = {name: document.get(name) or {} for name in ("expand", "collect")}
-    sources = document.get("sources") or []
-    names = [sections["expand"].get("seeds"), sections["collect"].get("tasks")]
-    names += [source.get(key) for source in sources for key in ("path", "hub")]
-    files = document.get("files") or {}
-    return {f"{value}" for name in names if name for value in (name, files.get(name)) if value}
+    values = flatten(document, lists=True)
+    names = [str(value) for key, value in values.items() if value and _DATA.match(key)]
+    return {*names, *(str(values[f"files.{name}"]) for name in names if f"files.{name}" in values)}

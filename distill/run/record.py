@@ -14,14 +14,14 @@ from typing import Any
 
 import distill
 from distill.core import console, processes
-from distill.core.files import LEFTOVER, require_no_links, write_atomically, write_json
+from distill.core.files import LEFTOVER, require_no_links, to_json, write_atomically, write_json
 from distill.core.hashing import json_sha256
 from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
 from distill.run import decisive, students
-from distill.run.origin import NO_FILE, Origin, require_owner
+from distill.run.origin import NO_FILE, Origin, recorded, require_owner
 from distill.run.reading import json_object, validated
 
 REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
@@ -218,7 +218,7 @@ class Run:
             **({"teachers": [dict(teacher) for teacher in teachers]} if len(teachers) > 1 else {}),
             "versions": versions(),
             **({"student": own} if own is not None else {}),
-            "origin": self._origin.entry(self.folder, self._record.get("origin") or {}),
+            "origin": to_json(self._origin.after(recorded(self.folder, self._record), self.folder)),
         }
         with self._writing:
             if any(self._record.get(key) != value for key, value in facts.items()):

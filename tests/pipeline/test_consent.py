@@ -198,7 +198,7 @@ def test_a_folder_is_refused_to_a_recipe_of_another_file_and_other_data(
     finished = here(folder, *command, *options)
     assert finished.returncode == code, finished.stderr
     if code:
-        assert f'runs/one holds the run "one" of {folder}/one.yaml, and this recipe (renamed)' in only_line(finished)
+        assert f'runs/one holds the run "one" of {folder}/one.yaml; this recipe ("renamed")' in only_line(finished)
         assert "--takeover" in only_line(finished)
         assert files(folder / "runs/one") == before
 
