@@ -22,9 +22,9 @@ from distill.errors import RecipeError, StageIncomplete
 from distill.formats.importers import Address, load_tasks
 from distill.formats.sources import Dataset, ingest, splitter
 from distill.recipe import Recipe
-from distill.run.context import ACCEPTABLE, Context, _with_samplings, asking, identity
+from distill.run.context import Context, _with_samplings, asking, identity
 from distill.run.decisive import flat, of_part
-from distill.run.record import StageRecord
+from distill.run.record import ACCEPTABLE, StageRecord
 from distill.types import Failure, Flow, Session, Task
 
 ROLE = "teacher"

@@ -20,9 +20,9 @@ from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete, shorten
 from distill.recipe import Collect, Recipe, Rule
 from distill.run import funnel
-from distill.run.context import ACCEPTABLE, BASE, Context, account, bound, engine_for, judge_sampling, stop_teacher
+from distill.run.context import BASE, Context, account, bound, engine_for, judge_sampling, stop_teacher
 from distill.run.decisive import flat, parts
-from distill.run.record import StageRecord
+from distill.run.record import ACCEPTABLE, StageRecord
 from distill.text.prompt_frames import PromptFrames
 from distill.types import AskingFilter, Failure, Flow, RowFilter, SetFilter, Verdict
 

@@ -19,7 +19,7 @@ from distill.pipeline.staleness import as_it_would_begin, few
 from distill.run import students
 from distill.run.context import Context
 from distill.run.layout import STAGES
-from distill.run.record import Run
+from distill.run.record import Run, is_finished
 
 LONG_SECONDS = 600.0
 """A finished stage that took longer is done again only with consent."""
@@ -59,7 +59,7 @@ class _Plan:
 
     def repeats(self) -> Iterator[str]:
         """One text per finished stage that needs consent: why it would be done again, and what that costs."""
-        costly = [name for name in self.names if self._is_done(name) and self._may_cost(name)]
+        costly = [name for name in self.names if self._is_finished(name) and self._may_cost(name)]
         if not costly:
             return
         with TemporaryDirectory(prefix=PREFIX, dir=self.context.folder) as folder:
@@ -69,8 +69,9 @@ class _Plan:
                 if (text := self._repeat(name, Path(folder))) is not None:
                     yield text
 
-    def _is_done(self, name: str) -> bool:
-        return (self.run.stage(name) or {}).get("status") == "done"
+    def _is_finished(self, name: str) -> bool:
+        entry = self.run.stage(name)
+        return entry is not None and is_finished(entry)
 
     def _seconds(self, name: str) -> float:
         return float((self.run.stage(name) or {}).get("seconds", 0.0))
@@ -86,7 +87,7 @@ class _Plan:
         is_wanted = name in options.redo or (changes == [] and options.retry_failed and STAGES[name].asks_teacher)
         if changes == [] and not after and not is_wanted and not inputs & self.unknown:
             return None
-        if is_wanted or not self._is_done(name) or not (after or (changes and not self._is_resumed(name))):
+        if is_wanted or not self._is_finished(name) or not (after or (changes and not self._is_resumed(name))):
             self.unknown |= set(STAGES[name].outputs)
             return None
         misses = None if inputs & self.unknown - NOT_ASKED_ABOUT else self._rehearsed(name, folder)
@@ -98,8 +99,8 @@ class _Plan:
     def _is_resumed(self, name: str) -> bool:
         """Whether an earlier stage has been begun since, and not finished: what it began goes on."""
         started = (self.run.stage(name) or {})["started"]
-        earlier = (self.run.stage(each) for each in list(STAGES)[: list(STAGES).index(name)])
-        return any(each["status"] != "done" and each["started"] > started for each in earlier if each is not None)
+        earlier = [each for each in list(STAGES)[: list(STAGES).index(name)] if not self._is_finished(each)]
+        return any((self.run.stage(each) or {}).get("started", "") > started for each in earlier)
 
     def _rehearsed(self, name: str, folder: Path) -> list[Miss] | None:
         """The questions of a stage that the journal cannot answer; `None` where that is not known."""

@@ -21,11 +21,11 @@ from distill.pipeline.requirements import known_faults, require
 from distill.pipeline.stages import PIPELINE
 from distill.pipeline.staleness import adopt, as_it_would_begin, few, revision_remarks
 from distill.recipe import Recipe, reach_of
-from distill.run.context import ACCEPTABLE, DEFAULTS, Context, RunOptions, passes, stop_teacher
+from distill.run.context import DEFAULTS, Context, RunOptions, passes, stop_teacher
 from distill.run.endpoints import teachers_of
 from distill.run.layout import STAGES, stages_of
 from distill.run.measuring import measured
-from distill.run.record import Run, journal_of, opened, run_record
+from distill.run.record import ACCEPTABLE, Run, is_finished, journal_of, opened, run_record
 from distill.run.remarks import headline, student_remark
 from distill.run.reuse import reused_runs
 
@@ -152,7 +152,7 @@ def _require_earlier(context: Context, run: Run, name: str) -> None:
             continue  # a finished student stays in use until the next one is finished
         if entry is None or entry["status"] in ("running", "failed"):
             raise StageIncomplete(f"`{name}` needs a finished `{earlier}`; type: distill {earlier} {context.folder}")
-        if entry["status"] == "partial" and not (context.options.accept_partial or entry["detail"] == ACCEPTABLE):
+        if entry["status"] == "partial" and not (context.options.accept_partial or is_finished(entry)):
             raise StageIncomplete(
                 f"`{earlier}` is only partly done; run it again, or add --accept-partial to go on with what there is"
             )

@@ -26,7 +26,6 @@ from distill.types import Sampling
 
 BASE = "base"
 """The role of the student's model before training."""
-ACCEPTABLE = "failures within collect.max_failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,8 @@ FORMAT = 2
 """Version of run.json; the first one was unnumbered, and had one hash over inputs, options and sources."""
 NOTE_SECONDS = 5.0
 """Interval at which the number of sends is written to run.json."""
+ACCEPTABLE = "failures within collect.max_failed"
+"""Detail of a stage that is partly done, and good enough for later stages."""
 MIN_FREE_BYTES = 50_000_000
 """A run does not start with less free disk space than this."""
 
@@ -112,11 +114,15 @@ class Run:
     def changes(self, name: str, current_record: StageRecord) -> list[str] | None:
         """Differences of the stage as it would begin now from when it was last done; None where it never was.
 
+        With a few failures it was done as well, but for the same options it goes on, and the result is None.
+
         A stage whose inputs, options and outputs are the same is current, whatever the revision of its code. A student
         counts by the training that made it, whatever unfinished trainings came after.
         """
         entries = [self.stage(name), self._own_training() if name == "train" else None]
         finished = [one for one in entries if one is not None and one["status"] == "done"]
+        if not finished and entries[0] is not None and is_finished(entries[0]):
+            return self._differences(entries[0], current_record) or None
         differences = [self._differences(one, current_record) for one in finished]
         current = next((one for one, differences in zip(finished, differences, strict=True) if not differences), None)
         if current is not None and current is not entries[0]:
@@ -225,6 +231,11 @@ class Run:
                 entries: dict[str, Any] = {k: self._record[k] for k in ("stages", "sent", "lost") if k in self._record}
                 self._record = {**facts, "stages": {}, **entries}
                 write_json(self.folder / "run.json", self._record)
+
+
+def is_finished(entry: Mapping[str, Any]) -> bool:
+    """Whether a stage's entry is that of a stage that is done, a few failures aside."""
+    return entry["status"] == "done" or (entry["status"] == "partial" and entry["detail"] == ACCEPTABLE)
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ import distill as api
 from distill.cli.main import _code
 from distill.engine.mock_server import MockServer
 from distill.errors import ConsentNeeded
+from distill.run.record import ACCEPTABLE
 from tests.support.cli import here, only_line
 from tests.support.run_folder import change
 
@@ -101,6 +102,8 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, list[str], str | None]] = 
     "a stage that took long": (stage("curate", seconds=901), WORDS, "min_words 1 → 2): it took 15 min 01 s"),
     "a stage that took long and is current": (stage("curate", seconds=901), [], None),
     "a long stage whose answers are all there": (stage("collect", seconds=901), ["--redo", "collect"], None),
+    "a stage with a few failures": (stage("collect", status="partial", detail=ACCEPTABLE), BRIEF, ASKED),
+    "a stage with a few failures that goes on": (stage("collect", status="partial", detail=ACCEPTABLE), [], None),
     "a stage that failed": (stage("collect", status="failed"), BRIEF, None),
     "a stage that was cut off, and those after it": (
         stage("collect", status="running", started=LATER),
