@@ -71,9 +71,17 @@ def _on_original(run: Path, recipe: Recipe, overrides: list[str]) -> str:
     except (OSError, RecipeError):
         return f"; {shown}, which it came from, has changed since, and cannot be read as a recipe now"
     was, new = (_contents(one, ("files", *origin.overrides, *overrides)) for one in (recipe, now))
-    if not (changes := differences(was, new)):
+    if not (changes := _changes(was, new)):
         return f", which came from {shown}"
     return f"; {shown}, which it came from, has changed since: {few(changes)}; to use that, type it in place of {run}"
+
+
+def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Sections that only one has, then values that differ."""
+    before, after = ({key.partition(".")[0] for key in each} for each in (was, now))
+    sections = {f"{name} added" for name in after - before} | {f"{name} left out" for name in before - after}
+    common = ({k: v for k, v in each.items() if k.partition(".")[0] in before & after} for each in (was, now))
+    return [*sorted(sections), *differences(*common)]
 
 
 def _contents(recipe: Recipe, without: Collection[str]) -> dict[str, Any]:

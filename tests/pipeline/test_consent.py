@@ -220,10 +220,10 @@ def rewritten(old: str, new: str) -> Callable[[Path], None]:
         (None, [], ", which came from one.yaml"),
         (rewritten("name: one", "name: one  # a comment"), [], ", which came from one.yaml"),
         (
-            rewritten("min_words: 1", "min_words: 4"),
+            rewritten("min_words: 1\nname:", "min_words: 4\nbudget_usd: 5\nname:"),
             [],
-            "; one.yaml, which it came from, has changed since: curate.length.min_words 1 → 4; to use that, type it"
-            " in place of runs/one",
+            "; one.yaml, which it came from, has changed since: budget_usd added; curate.length.min_words 1 → 4; to use"
+            " that, type it in place of runs/one",
         ),
         (
             rewritten("min_words: 1", "min_words: 4"),
