@@ -26,6 +26,7 @@ from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
 from distill.pipeline.runner import run_recipe
 from distill.pipeline.smoke_rows import write_stand_in
+from distill.run.context import RunOptions
 
 MODEL_LAYERS, KEPT_LAYERS = 3, 2
 ROWS, TASKS, TEST = 24, 24, 4
@@ -94,7 +95,7 @@ def smoke(path: Path, folder: Path) -> SmokeResult:
         _replace_instructions(document.get("compare") or {}, folder)
         file = folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), "utf-8")
-        run_recipe(file, run_dir=folder / "run")
+        run_recipe(file, run_dir=folder / "run", options=RunOptions(yes=True, takeover=True))
     changes = tuple(_changes(before, flatten(document, lists=True)))
     return SmokeResult(recipe.name, time.monotonic() - started, changes, folder / "run")
 
