@@ -230,14 +230,15 @@ def observed(observer: Callable[[str], None]) -> Iterator[None]:
 @contextmanager
 def silenced(*, observers: bool = True) -> Iterator[None]:
     """Print nothing while the block runs; `observers` still get every line."""
-    muted = [] if observers else _observers[:]
-    _observers[:] = [each for each in _observers if each not in muted]
+    muted = [] if observers else _observers.copy()
+    if muted:
+        _observers.clear()
     _silences.append(True)
     try:
         yield
     finally:
         _silences.pop()
-        _observers[:0] = muted
+        _observers.extend(muted)
 
 
 def progress(title: str, total: float | None = None, unit: str = "") -> _Bar | _Lines:

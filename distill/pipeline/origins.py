@@ -24,11 +24,11 @@ MOST_BYTES = 1_000_000
 
 
 def origin_of(source: Source, overrides: Overrides) -> Origin:
-    """Where a recipe comes from."""
+    """Where a recipe comes from; a pipe leaves no trace."""
     keys = tuple(_keys(overrides))
-    if not isinstance(source, (str, PathLike)):
+    path = recipe_file(Path(source)).resolve() if isinstance(source, (str, PathLike)) else None
+    if path is None or not path.is_file():
         return Origin(overrides=keys)
-    path = recipe_file(Path(source)).resolve()
     return Origin(str(path), file_sha256(path), keys)
 
 
