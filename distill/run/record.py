@@ -235,7 +235,7 @@ class Run:
 
 def is_finished(entry: Mapping[str, Any]) -> bool:
     """Whether a stage's entry is that of a stage that is done, a few failures aside."""
-    return entry["status"] == "done" or (entry["status"] == "partial" and entry["detail"] == ACCEPTABLE)
+    return entry["status"] == "done" or (entry["status"], entry["detail"]) == ("partial", ACCEPTABLE)
 
 
 def versions() -> dict[str, str]:
