@@ -122,6 +122,7 @@ def engine_for(
         stage=stage,
         budget=Budget({}) if local or on_miss is not None else _budget(context, stage),
         on_miss=on_miss,
+        say=console.silent if local else console.say,
     )
 
 
