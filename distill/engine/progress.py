@@ -53,8 +53,10 @@ class ProgressReport:
         self.done = done
         self._add(usd, tokens)
         if self._is_time():
-            ranges = [one.total(self.total) for one in (self._tokens, self._usd)]
-            self._say_forecast(f"{self._tokens.count} of {self.total:,}: {self._tokens.mean:.0f} answer tokens each", ranges)
+            self._say_forecast(
+                f"{self._tokens.count} of {self.total:,}: {self._tokens.mean:.0f} answer tokens each",
+                [(one[1], one[2]) for mean in (self._tokens, self._usd) if (one := mean.total(self.total)) is not None],
+            )
         self.tick()
 
     def admitted(self, done: int, tasks: int, window: int, usd: float, tokens: int) -> None:
@@ -64,19 +66,18 @@ class ProgressReport:
         self._tasks.add(tasks)
         if self._is_time():
             low, high = requests_for(self._tasks, self.total, window)
-            ranges = [(one.mean * low, one.mean * (high or low)) for one in (self._tokens, self._usd)]
             self._say_forecast(
-                f"{self._tokens.count} requests: {self._tasks.mean:.1f} tasks and {self._tokens.mean:.0f} answer tokens each; "
-                f"{amount(low, high)} requests for {self.total:,} tasks",
-                [(0.0, *one) for one in ranges] if high is not None else [],
+                f"{self._tasks.count} requests: {self._tasks.mean:.1f} tasks and {self._tokens.mean:.0f} answer tokens "
+                f"each; {amount(low, high)} requests for {self.total:,} tasks",
+                [(one.mean * low, one.mean * high) for one in (self._tokens, self._usd) if high is not None],
             )
         self.tick()
 
     def await_rest(self, in_flight: int) -> None:
         """Record that the target is reached, while answers are in flight that are not needed for it."""
         if in_flight:
-            answers = "1 answer" if in_flight == 1 else f"{in_flight:,} answers"
-            why = "that are paid for" if self._tally.usd is not None else "in flight, which the journal keeps"
+            answers, are = ("1 answer", "is") if in_flight == 1 else (f"{in_flight:,} answers", "are")
+            why = f"that {are} paid for" if self._tally.usd is not None else "in flight, for the journal"
             self.say(f"{self.title}: {self.total:,} of {self.total:,} tasks; waiting for {answers} {why}")
 
     def _add(self, usd: float, tokens: int) -> None:
@@ -89,13 +90,15 @@ class ProgressReport:
             not self._has_forecast and self._tokens.count >= PILOT and self.done < self.total and self._tally.asked > 0
         )
 
-    def _say_forecast(self, observed: str, ranges: Sequence[tuple[float, float, float] | None]) -> None:
+    def _say_forecast(self, observed: str, ranges: Sequence[tuple[float, float]]) -> None:
+        """Say what each answer took, and the ranges of all tokens and USD, where they are bounded and known."""
         self._has_forecast = True
+        tokens, usd = ranges or (None, None)
         texts = [f"{self.title}: after {observed}"]
-        if ranges and (tokens := ranges[0]) is not None and self._tokens.mean:
-            texts.append(f"{amount(round(tokens[1]), round(tokens[2]))} answer tokens in all")
-        if len(ranges) > 1 and (usd := ranges[1]) is not None and self._tally.usd is not None:
-            texts.append(f"USD {money(usd[1])} to {money(usd[2])}")
+        if tokens is not None and self._tokens.mean:
+            texts.append(f"{amount(round(tokens[0]), round(tokens[1]))} answer tokens in all")
+        if usd is not None and self._tally.usd is not None:
+            texts.append(money(*usd))
         self.say(", ".join(texts))
 
     async def keep_ticking(self) -> None:
@@ -144,7 +147,7 @@ class ProgressReport:
 
     def _cost(self, usd: float) -> str:
         """USD spent now; after the pilot also the forecast for all flows, with its range."""
-        forecast = self._usd.total(self.total)
+        forecast = None if self._tasks.count else self._usd.total(self.total)
         if forecast is None or self.done >= self.total:
             return f"{usd:.4f} USD"
         wasted = self._tally.wasted_usd * self.total / self.done  # sends without an answer will go on
@@ -191,7 +194,7 @@ class RunningMean:
         certain = self.mean**2 - spread / self.count
         middle = 2 * rest * self.mean + spread
         root = math.sqrt(middle**2 - 4 * certain * rest**2)
-        low = math.ceil(2 * rest**2 / (middle + root)) if rest else 0
+        low = math.ceil(2 * rest**2 / (middle + root)) if middle else 1
         return low, math.ceil((middle + root) / (2 * certain)) if certain > 0 else None
 
 
@@ -211,6 +214,7 @@ def amount(low: int, high: int | None) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def money(usd: float) -> str:
-    """USD with two digits, four of a small sum."""
-    return f"{usd:.2f}" if usd >= 1 or not usd else f"{usd:.4f}"
+def money(low: float, high: float) -> str:
+    """A range of USD with two digits, four of small sums."""
+    low_text, high_text = (f"{usd:.2f}" if high >= 1 or not high else f"{usd:.4f}" for usd in (low, high))
+    return f"USD {low_text}" if low_text == high_text else f"USD {low_text} to {high_text}"

@@ -51,13 +51,18 @@ class ProposalCost:
     """Approximate cost and yield of one proposal, for the forecast of `check`."""
 
     tasks: float
-    """Tasks admitted per proposal."""
+    """Tasks in a proposal where none is refused."""
     prompt_tokens: int
     """Sum over the requests of a proposal."""
     completion_tokens: int
+    """The same, of the answers of the smallest proposal."""
     requests: int = 1
     roles: tuple[str, ...] = ()
     """Roles asked beside the teacher, such as `judge`."""
+    samplings: tuple[Sampling, ...] = ()
+    """Of each request of a proposal; they bound its answers."""
+    once: int = 0
+    """Requests before the first proposal."""
 
 
 class PoolOptions(recipe.BaseOptions):

@@ -79,9 +79,9 @@ class Alpaca(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Estimate: half of a batch is admitted, at 80 tokens per block."""
+            """Estimate: 80 tokens per block."""
             new = self.batch - self.shown
-            return ProposalCost(new / 2, 250 + 80 * self.shown, min(80 * new, self.sampling.max_tokens or 80 * new))
+            return ProposalCost(new, 250 + 80 * self.shown, 80 * new, samplings=(self.sampling.sampling(),))
 
     options: Options
 
