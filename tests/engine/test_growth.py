@@ -186,3 +186,40 @@ def test_a_proposal_that_raises_is_empty_and_remembered(journal: Journal) -> Non
     grown = engine(journal).grow(Fragile(), 5)
     assert (len(grown.tasks), grown.requests, grown.candidates) == (5, 6, 5)
     assert grown.errors == ("ZeroDivisionError: integer division or modulo by zero",)
+
+
+class Surplus(Pool):
+    """Every proposal brings two tasks at once; from proposal 22 on, its answer takes `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.provider = Scripted(
+            lambda request: f"<{request.prompt}>", latency_seconds=lambda of: seconds if of.replica >= 22 else 0.0
+        )
+
+    def propose(self, k: int) -> Flow[list[Task]]:
+        answer = yield ask("more", replica=k, sampling=Sampling(max_tokens=8))
+        return [Task(f"{k}.{n}", answer.text) for n in range(2)]
+
+
+def test_what_no_task_needs_is_given_up_at_a_server_of_ours(journal: Journal) -> None:
+    growth, said = Surplus(60.0), list[str]()
+    growth.provider.is_ours = True
+    began = time.monotonic()
+    grown = engine(journal, growth.provider, say=said.append, stage="expand").grow(growth, 44)
+    assert time.monotonic() - began < 5
+    assert [cost.outcome for cost in journal.costs()] == ["kept"]
+    assert said == [
+        "expand: after 20 requests: 2.0 tasks and 1 answer tokens each; 22 to 26 requests for 44 tasks,"
+        " 22 to 26 answer tokens in all"
+    ]
+    growth.provider.is_ours = False
+    assert engine(journal, growth.provider).grow(Surplus(0.0), 44) == grown
+
+
+def test_what_no_task_needs_is_awaited_and_announced_where_it_is_paid_for(journal: Journal) -> None:
+    said = list[str]()
+    growth = Surplus(0.05)
+    engine(journal, growth.provider, say=said.append, stage="expand", budget=budget(None)).grow(growth, 44)
+    assert said[-1] == "expand: 44 of 44 tasks; waiting for 4 answers that are paid for"
+    assert [(cost.outcome, cost.sends) for cost in journal.costs()] == [("kept", 26)]
