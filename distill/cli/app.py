@@ -39,4 +39,7 @@ Redo = Annotated[
     str | None,
     typer.Option("--redo", metavar="A,B", help="run these stages again although they are current; buys nothing twice"),
 ]
+OfflineStudent = Annotated[
+    bool, typer.Option("--offline-student", help="ask the teacher without looking for the student's model on the Hub")
+]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="ask permanently failed requests again")]

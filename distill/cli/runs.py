@@ -13,6 +13,7 @@ from distill.cli.app import (
     AllowParts,
     NewJournal,
     NoWait,
+    OfflineStudent,
     RecipeOrRun,
     RecipePath,
     Redo,
@@ -55,6 +56,7 @@ def run(
     retry_failed: RetryFailed = False,
     accept_partial: AcceptPartial = False,
     no_wait: NoWait = False,
+    offline_student: OfflineStudent = False,
     new_journal: NewJournal = False,
     allow_parts: AllowParts = None,
 ) -> None:
@@ -74,6 +76,7 @@ def run(
         allow_parts,
         retry_failed=retry_failed,
         accept_partial=accept_partial,
+        offline_student=offline_student,
         new_journal=new_journal,
         wait=not no_wait,
     )
@@ -89,6 +92,7 @@ def _verb(name: str, help_text: str) -> None:
         redo: Redo = None,
         retry_failed: RetryFailed = False,
         accept_partial: AcceptPartial = False,
+        offline_student: OfflineStudent = False,
         new_journal: NewJournal = False,
         allow_parts: AllowParts = None,
     ) -> None:
@@ -101,6 +105,7 @@ def _verb(name: str, help_text: str) -> None:
             allow_parts,
             retry_failed=retry_failed,
             accept_partial=accept_partial,
+            offline_student=offline_student,
             new_journal=new_journal,
         )
 
@@ -122,6 +127,7 @@ def collect(
     cancel_batches: Annotated[
         bool, typer.Option("--cancel-batches", help="cancel what is open at the provider; keep what is finished")
     ] = False,
+    offline_student: OfflineStudent = False,
     new_journal: NewJournal = False,
     allow_parts: AllowParts = None,
 ) -> None:
@@ -145,6 +151,7 @@ def collect(
         allow_parts,
         retry_failed=retry_failed,
         accept_partial=accept_partial,
+        offline_student=offline_student,
         new_journal=new_journal,
         wait=not no_wait,
     )

@@ -23,6 +23,7 @@ from distill.pipeline.student_forecast import training_lines
 from distill.recipe import Asks, Collect, Compare, Judging, Recipe, Teacher
 from distill.run.context import _with_samplings
 from distill.run.layout import stages_of
+from distill.train.trackers import require_trackers
 from distill.types import Request, Sampling
 
 GRADING_TOKENS = 320
@@ -48,6 +49,8 @@ def lines(recipe: Recipe, *, probed: bool = True, run: Path | None = None) -> li
     """
     texts = [f"{recipe.name}: valid; stages {', '.join(stages_of(recipe))}"]
     texts += _spending(recipe, run)
+    if recipe.train is not None:
+        require_trackers(recipe.train.options.report_to)
     texts += training_lines(recipe)
     return texts + warnings(recipe) + (known_faults(recipe) if probed else [])
 

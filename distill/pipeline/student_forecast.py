@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from distill.core.embedded import EMBEDDED
@@ -12,21 +11,19 @@ from distill.errors import RecipeError
 from distill.models.gguf.support import obstacle
 from distill.recipe import Recipe, Student
 from distill.train.memory import SMOLLM2, Shape, estimate, shape_in, usual_pass
-from distill.train.trackers import require_trackers
 
 DEVICES: tuple[Literal["cpu", "cuda"], ...] = ("cuda", "cpu")
 
 
 def training_lines(recipe: Recipe) -> list[str]:
-    """Method, memory and exports; raises `RecipeError` for more layers than the model has. Empty without `train`."""
+    """Method, memory and exports; empty without `train`. Raises `RecipeError` for more layers than the model has."""
     if recipe.student is None or recipe.train is None:
         return []
-    require_trackers(recipe.train.options.report_to)
     layers = recipe.student.prune.layers if recipe.student.prune is not None else None
     writable = [exports(recipe.student, recipe.train.options.method)]
     shape = _shape(recipe.student.model, layers)
     if shape is None:
-        is_here = (Path(recipe.student.model).expanduser() / "config.json").is_file()
+        is_here = local_folder(recipe.student.model) is not None
         why = "does not say its sizes by names that are known here" if is_here else "is not on this machine"
         return [f"train: memory unknown, the student's config.json {why}", *writable]
     require_layers(recipe.student.model, layers)
@@ -65,7 +62,10 @@ def exports(student: Student, method: str) -> str:
     is_embedded = student.model in EMBEDDED
     folder = None if is_embedded else local_folder(student.model)
     if folder is None and not is_embedded:
-        return f"exports: {whole}; gguf and ollama depend on the student's model, which is no folder on this machine"
+        return (
+            f"exports: {whole}; gguf and ollama depend on the student's model, which is no folder on this machine; "
+            "a run looks for it before it asks the teacher"
+        )
     reason = obstacle(folder) if folder is not None else None
     if reason is not None:
         return f"exports: {whole}; {reason}"
@@ -76,4 +76,5 @@ def exports(student: Student, method: str) -> str:
 def _shape(model: str, layers: int | None) -> Shape | None:
     if model in EMBEDDED:
         return replace(SMOLLM2, layers=layers or SMOLLM2.layers)
-    return shape_in(Path(model).expanduser(), layers=layers)
+    folder = local_folder(model)
+    return shape_in(folder, layers=layers) if folder is not None else None

@@ -43,6 +43,8 @@ class RunOptions:
     """Wait for a provider's batches; else the run ends while they are open."""
     redo: Collection[str] = ()
     """Stages that run again although they are current."""
+    offline_student: bool = False
+    """Ask the teacher although the student's model is not on this machine, without looking for it on the Hub."""
     new_journal: bool = False
     """Continue although the journal lacks sends that run.json counts; their cost stays spent."""
 

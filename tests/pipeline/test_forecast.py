@@ -44,7 +44,8 @@ def test_an_expansion_has_a_range_that_holds_51_requests_and_6087_tokens_with_tw
 
 
 @pytest.mark.parametrize(
-    ("brought", "told"), [((2, 0, 1, 3), "14 to 45 requests"), ((0,), "5 to 66 requests"), ((6, 6, 6, 5), "5 to 10 requests")]
+    ("brought", "told"),
+    [((2, 0, 1, 3), "14 to 45 requests"), ((0,), "5 to 66 requests"), ((6, 6, 6, 5), "5 to 10 requests")],
 )
 def test_what_a_run_has_brought_narrows_the_range(tmp_path: Path, brought: tuple[int, ...], told: str) -> None:
     meta = [{"strategy": "self_instruct", "request": number} for number in range(24)]
