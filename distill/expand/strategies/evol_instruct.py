@@ -14,7 +14,7 @@ from pydantic import Field
 from distill import recipe
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
+from distill.expand.pool import ExpansionSampling, OwnRule, PoolGrowth, ProposalCost, SeededOptions
 from distill.expand.seeds import Seed, seed_text
 from distill.text.echoes import instructions, repeats_prompt
 from distill.text.thinking import split_thoughts
@@ -90,7 +90,7 @@ class EvolInstruct(PoolGrowth):
     temperature 0.7), one of them sensible; as the judge it gave a verdict in 11 of 57 replies.
     """
 
-    class Options(PoolOptions):
+    class Options(SeededOptions):
         """Options of `expand: {strategy: evol_instruct}`."""
 
         sampling: EvolvingSampling = EvolvingSampling()

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Ask, ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, PoolGrowth, ProposalCost, SeededOptions
 from distill.expand.seeds import Seed
 from distill.types import Completion, Failure, Flow, Request, Task
 
@@ -40,7 +40,7 @@ class SelfInstruct(PoolGrowth):
     - the nearest text is recorded with its score, in place of the ten nearest and the mean over all.
     """
 
-    class Options(PoolOptions):
+    class Options(SeededOptions):
         """Options of `expand: {strategy: self_instruct}`."""
 
         sampling: ExpansionSampling = ExpansionSampling()
