@@ -293,7 +293,10 @@ class _Growing:
         self._proposals[k] = FlowState(f"proposal {k}", lambda: self._growth.propose(k), by_role)
 
     async def _finish(self, k: int, sender: RequestSender) -> None:
-        """Run proposal k to its end: from the journal if that has every answer, else together with all begun ones."""
+        """Run proposal k to its end: from the journal if that has every answer, else together with those begun.
+
+        Those that will hardly be needed are not sent before their turn.
+        """
         state = self._proposals[k]
         if k not in self._running:
             while state.outcome is None and (answers := sender.recall(state)) is not None:
@@ -301,7 +304,9 @@ class _Growing:
         if sender.misses:
             raise StoppedAtMiss(self._so_far())
         if state.outcome is None:
-            for other in sorted(self._proposals.keys() - self._running.keys()):
+            useful = self._report.proposals_for(self._target - len(self._tasks))
+            waiting = [other for other in sorted(self._proposals)[:useful] if other not in self._running]
+            for other in waiting:
                 self._running[other] = asyncio.create_task(_finish(self._proposals[other], sender))
         if (running := self._running.pop(k, None)) is not None:
             await running

@@ -73,6 +73,11 @@ class ProgressReport:
             )
         self.tick()
 
+    def proposals_for(self, tasks: int) -> int | None:
+        """The most proposals that so many more tasks will need, by those admitted; `None` where that is not known."""
+        most = self._tasks.needed(tasks)[1] if self._tasks.count >= PILOT else None
+        return None if most is None else max(1, most)
+
     def await_rest(self, in_flight: int) -> None:
         """Record that the target is reached, while answers are in flight that are not needed for it."""
         if in_flight:
