@@ -241,9 +241,9 @@ def _report_frames(frames: PromptFrames, rows: Iterable[MeasuredRow]) -> list[di
     found = [{"frame": shorten(frame, FRAME_CHARACTERS), "rows": count} for frame, count in counts]
     for one in found[:FRAMES_SHOWN]:
         console.say(f'curate: {one["rows"]} prompts share "{one["frame"]}", which does not count as likeness')
-    if long := [one["rows"] for one, (frame, _) in zip(found, counts, strict=True) if word_count(frame) >= LONG_FRAME]:
+    if long := sum(count for frame, count in counts if word_count(frame) >= LONG_FRAME):
         console.say(
-            f"curate: {sum(long)} prompts say at least {LONG_FRAME} words alike: move these to the system turn"
+            f"curate: {long} prompts say at least {LONG_FRAME} words alike: move these to the system turn"
             " (collect.system, or a system message in the rows), so that a prompt holds what varies"
         )
     if len(found) > FRAMES_SHOWN:

@@ -113,10 +113,8 @@ def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], Ground]:
     path = run / "answers.jsonl"
     if not path.is_file() or not (run / "kept.jsonl").is_file():
         raise RunFolderError(f"{run} was not trained and compared yet; type: distill run {run}")
-    rows = sorted(
-        (row for row in read_jsonl(path) if "coverage" in row),
-        key=lambda row: row.get("outcome", {}).get("margin", 0.0),
-    )
+    rows: list[Mapping[str, Any]] = [row for row in read_jsonl(path) if "coverage" in row]
+    rows.sort(key=lambda row: row.get("outcome", {}).get("margin", 0.0))
     if losses := [row for row in rows if row["coverage"]["verdict"] != "fine"]:
         return losses, "lost"
     scores = read_scores(run)
@@ -242,10 +240,8 @@ def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path | None, tasks: int
     document.pop("files", None)
     same = recipe.expand is not None and recipe.expand.strategy in SEEDED
     before = document.get("expand", {}) if same or seeds is None else {"strategy": "self_instruct"}
-    if seeds is not None:
-        expand = {**before, "seeds": seeds.name, "tasks": tasks}
-    else:
-        expand = {**before, "tasks": before["tasks"] + tasks}
+    target = tasks if seeds is not None else before["tasks"] + tasks
+    own_seeds = {"seeds": seeds.name} if seeds is not None else {}
     rules = [rule for rule in document.get("curate", []) if rule["filter"] != "contamination"]
     file = document.get("compare", {}).get("prompts")
     held_out = [str(run / "test.jsonl"), *([file] if file is not None else [])]
@@ -254,7 +250,7 @@ def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path | None, tasks: int
     document |= {
         "name": name,
         "reuse": [*document.get("reuse", []), str(run)],
-        "expand": expand,
+        "expand": {**before, **own_seeds, "tasks": target},
         "collect": {**collect, "test": 0},
         "curate": [*rules, _contamination_rule(document.get("curate", []), held_out)],
     }

@@ -317,21 +317,6 @@ def test_a_forecast_waits_for_its_pilot_and_its_range_holds_the_truth() -> None:
     assert held >= 170  # 95% nominal; the costs are skewed
 
 
-def test_the_requests_that_a_growth_needs_are_in_their_range() -> None:
-    held = 0
-    for seed in range(200):
-        rng = random.Random(seed)
-        brought = [sum(rng.random() < 0.3 for _ in range(6)) for _ in range(400)]
-        first = RunningMean()
-        for value in brought[:PILOT]:
-            first.add(value)
-        rest = 100 - sum(brought[:PILOT])
-        needed = next(n for n in range(400) if sum(brought[PILOT : PILOT + n]) >= rest)
-        low, high = first.needed(rest)
-        held += low <= needed <= (high or 0)
-    assert held >= 180  # 95% nominal
-
-
 @pytest.mark.slow
 def test_the_progress_line_tells_rate_cost_forecast_and_limit(journal: Journal) -> None:
     notes: list[str] = []

@@ -17,6 +17,7 @@ from distill.engine.mock_server import (
     asking,
     status,
 )
+from distill.engine.progress import PILOT, RunningMean
 from distill.engine.providers.scripted import Line, Scripted
 from distill.errors import (
     BudgetStop,
@@ -230,3 +231,18 @@ def test_after_twenty_requests_a_growth_says_what_it_takes_and_sends_no_more(jou
         " 30 to 34 answer tokens in all"
     ]
     assert len(growth.provider.requests) == 30
+
+
+def test_the_requests_that_a_growth_needs_are_in_their_range() -> None:
+    held = 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        brought = [sum(rng.random() < 0.3 for _ in range(6)) for _ in range(400)]
+        first = RunningMean()
+        for value in brought[:PILOT]:
+            first.add(value)
+        rest = 100 - sum(brought[:PILOT])
+        needed = next(n for n in range(400) if sum(brought[PILOT : PILOT + n]) >= rest)
+        low, high = first.needed(rest)
+        held += low <= needed <= (high or 0)
+    assert held >= 180  # 95% nominal
