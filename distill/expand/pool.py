@@ -89,8 +89,7 @@ class SeededOptions(PoolOptions):
     """Options of expansions from seeds."""
 
     on_topic: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Least similarity (cosine of TF-IDF vectors) of a new task to the nearest seed; others are refused as `off_topic`.
-    When left out, none is. For seeds of one subject begin with 0.1; the end of expand says how many tasks are below."""
+    """Least similarity of a new task to the nearest seed (TF-IDF cosine), such as 0.1; others are `off_topic`."""
 
 
 class ExpansionSampling(recipe.SamplingOptions):

@@ -22,7 +22,8 @@ class Topic:
     """The subject of a set of seeds, to which a text is as near as to the nearest seed.
 
     The measure is the cosine of TF-IDF vectors. Documents are the seeds and the shipped seeds on everyday subjects, so
-    that words that occur in any request weigh little, also where the seeds are few.
+    that words that occur in any request weigh little, also where the seeds are few; in other languages than English the
+    seeds alone say which these are.
     """
 
     def __init__(self, seeds: Sequence[Seed]) -> None:
