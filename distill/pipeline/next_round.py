@@ -239,8 +239,9 @@ def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path | None, tasks: int
     document = recipe.document()
     document.pop("files", None)
     same = recipe.expand is not None and recipe.expand.strategy in SEEDED
-    before = document.get("expand", {}) if same or seeds is None else {"strategy": "self_instruct"}
-    target = tasks if seeds is not None else before["tasks"] + tasks
+    own: dict[str, Any] = document.get("expand", {})
+    before = own if same or seeds is None else {"strategy": "self_instruct"}
+    target = tasks if seeds is not None else own["tasks"] + tasks
     own_seeds = {"seeds": seeds.name} if seeds is not None else {}
     rules = [rule for rule in document.get("curate", []) if rule["filter"] != "contamination"]
     file = document.get("compare", {}).get("prompts")
