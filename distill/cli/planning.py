@@ -45,7 +45,8 @@ def check(
         return
     loaded = parts.load_recipe(recipe, overrides=set_ or (), importing=False)
     origins.say_which(recipe, loaded, set_ or ())
-    valid, *forecasts = forecast.lines(loaded, probed=not probe)
+    run = recipe if recipe.is_dir() else Path("runs") / loaded.name
+    valid, *forecasts = forecast.lines(loaded, probed=not probe, run=run)
     for line in (valid, *reach_of(loaded, parts.folder_of(recipe)).lines(), *forecasts):
         console.result(line)
     if probe:

@@ -42,6 +42,8 @@ class RunOptions:
     """Wait for a provider's batches; else the run ends while they are open."""
     redo: Collection[str] = ()
     """Stages that run again although they are current."""
+    offline_student: bool = False
+    """Ask the teacher although the student's model is not on this machine, without looking for it on the Hub."""
     new_journal: bool = False
     """Continue although the journal lacks sends that run.json counts; their cost stays spent."""
     yes: bool = False
@@ -127,6 +129,7 @@ def engine_for(
         stage=stage,
         budget=Budget({}) if local or on_miss is not None else _budget(context, stage),
         on_miss=on_miss,
+        say=console.silent if local else console.say,
     )
 
 
