@@ -48,8 +48,14 @@ class Options(TypedDict, total=False):
     """Stages to run again although they are current: `["train"]` starts over, ignoring checkpoints."""
     fresh: bool
     """The same as `redo=["train"]`."""
+    offline_student: bool
+    """Ask the teacher without looking for the student's model on the Hub."""
     new_journal: bool
     """Continue although the journal lacks sends that run.json counts; their cost stays spent."""
+    yes: bool
+    """Do finished stages again, also where that costs money or over ten minutes."""
+    takeover: bool
+    """Continue in a run folder of another recipe."""
     quiet: bool
     """Print nothing; the run's log still has every line."""
 
@@ -60,11 +66,12 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
     `source` is a recipe's path, a shipped recipe's name, the contents of a recipe's file, a loaded recipe, or a run.
     Stages that are current are skipped, and bought answers are never bought again. Lines and progress go to standard
     error. The options are those of `Options`: run_dir, overrides, retry_failed, accept_partial, allow_parts, wait,
-    redo, new_journal and quiet.
+    redo, offline_student, new_journal, yes, takeover and quiet.
 
     Raises `DistillError`, a message of one line: `RecipeError` for the recipe or an option, `StageIncomplete` where an
-    earlier stage is missing or too much has failed, `BudgetStop` at the end of the budget, `Interrupted` after Ctrl-C
-    (finished work is kept: call again to continue), and those of the stages.
+    earlier stage is missing or too much has failed, `ConsentNeeded` where finished stages would cost money or over ten
+    minutes once more and `yes` is not given (nothing has run then), `BudgetStop` at the end of the budget,
+    `Interrupted` after Ctrl-C (finished work is kept: call again to continue), and those of the stages.
     """
     processes.share_cores()
     run_dir = options.get("run_dir")
@@ -80,7 +87,10 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
                 allowed=options.get("allow_parts", ()),
                 wait=options.get("wait", True),
                 redo=["train"] if options.get("fresh") else options.get("redo", ()),
+                offline_student=options.get("offline_student", False),
                 new_journal=options.get("new_journal", False),
+                yes=options.get("yes", False),
+                takeover=options.get("takeover", False),
             ),
         )
     return open_run(folder)

@@ -11,6 +11,7 @@ DistillError                    exit 1
 ├── EndpointError                        an endpoint cannot be used at all: unreachable, 401, 404 model
 ├── ServerError                          a loopback server of distill did not start, or died
 ├── StageIncomplete                      a stage ended with more failures than it may have
+├── ConsentNeeded               exit 2   finished work would be done again, at a cost that nobody has agreed to
 ├── BudgetStop                  exit 3   the money ran out; what was bought is kept
 └── Interrupted                 exit 130 Ctrl-C; what was finished is kept
 """
@@ -110,6 +111,12 @@ class ServerError(DistillError):
 
 class StageIncomplete(DistillError):
     """A stage ended with more failures than the recipe allows."""
+
+
+class ConsentNeeded(DistillError):
+    """A finished stage would cost money or over ten minutes once more, and `--yes` was not given; nothing has run."""
+
+    exit_code = 2
 
 
 class BudgetStop(DistillError):

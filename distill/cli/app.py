@@ -62,4 +62,11 @@ Redo = Annotated[
         autocompletion=completion.stages,
     ),
 ]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="do finished stages again, also where that costs money or over ten minutes")
+]
+Takeover = Annotated[bool, typer.Option("--takeover", help="go on in the run folder of another recipe")]
+OfflineStudent = Annotated[
+    bool, typer.Option("--offline-student", help="ask the teacher without looking for the student's model on the Hub")
+]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="ask permanently failed requests again")]

@@ -41,7 +41,7 @@ def check(
 
     Example: distill check recipes/quickstart.yaml --probe
     """
-    from distill.pipeline import forecast, parts
+    from distill.pipeline import forecast, origins, parts
     from distill.recipe import reach_of
 
     if like is not None:
@@ -51,7 +51,9 @@ def check(
             console.result(line)
         return
     loaded = parts.load_recipe(recipe, overrides=set_ or (), importing=False)
-    valid, *forecasts = forecast.lines(loaded, probed=not probe)
+    origins.say_which(recipe, loaded, set_ or ())
+    run = recipe if recipe.is_dir() else Path("runs") / loaded.name
+    valid, *forecasts = forecast.lines(loaded, probed=not probe, run=run)
     for line in (valid, *reach_of(loaded, parts.folder_of(recipe)).lines(), *forecasts):
         console.result(line)
     if probe:

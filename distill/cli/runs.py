@@ -14,12 +14,15 @@ from distill.cli.app import (
     AllowParts,
     NewJournal,
     NoWait,
+    OfflineStudent,
     RecipeOrRun,
     RecipePath,
     Redo,
     RetryFailed,
     RunDir,
     Set,
+    Takeover,
+    Yes,
     app,
 )
 from distill.core import console
@@ -42,7 +45,8 @@ def _run(
     from distill.pipeline.runner import run_recipe
     from distill.run.context import RunOptions
 
-    run_options = RunOptions(redo=redo, allowed=allowed or (), **options)
+    confirm = console.confirmed if console.at_terminal() else None
+    run_options = RunOptions(redo=redo, allowed=allowed or (), confirm=confirm, **options)
     run_recipe(recipe, run_dir=run_dir, overrides=overrides or (), stages=stages, options=run_options)
 
 
@@ -59,13 +63,16 @@ def run(
     retry_failed: RetryFailed = False,
     accept_partial: AcceptPartial = False,
     no_wait: NoWait = False,
+    offline_student: OfflineStudent = False,
     new_journal: NewJournal = False,
+    yes: Yes = False,
+    takeover: Takeover = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Run a recipe from where it stands to its report.
 
     Finished stages are skipped until their inputs or options change, or --redo names them; bought answers are never
-    bought again.
+    bought again. Doing finished work again that costs money or over ten minutes is asked for first.
 
     Example: distill run quickstart --set train.epochs=3
     """
@@ -78,7 +85,10 @@ def run(
         allow_parts,
         retry_failed=retry_failed,
         accept_partial=accept_partial,
+        offline_student=offline_student,
         new_journal=new_journal,
+        yes=yes,
+        takeover=takeover,
         wait=not no_wait,
     )
 
@@ -93,7 +103,10 @@ def _verb(name: str, help_text: str) -> None:
         redo: Redo = None,
         retry_failed: RetryFailed = False,
         accept_partial: AcceptPartial = False,
+        offline_student: OfflineStudent = False,
         new_journal: NewJournal = False,
+        yes: Yes = False,
+        takeover: Takeover = False,
         allow_parts: AllowParts = None,
     ) -> None:
         _run(
@@ -105,7 +118,10 @@ def _verb(name: str, help_text: str) -> None:
             allow_parts,
             retry_failed=retry_failed,
             accept_partial=accept_partial,
+            offline_student=offline_student,
             new_journal=new_journal,
+            yes=yes,
+            takeover=takeover,
         )
 
     app.command(name=name, help=f"{help_text}\n\nExample: distill {name} runs/quickstart")(command)
@@ -126,7 +142,10 @@ def collect(
     cancel_batches: Annotated[
         bool, typer.Option("--cancel-batches", help="cancel what is open at the provider; keep what is finished")
     ] = False,
+    offline_student: OfflineStudent = False,
     new_journal: NewJournal = False,
+    yes: Yes = False,
+    takeover: Takeover = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Have the teachers answer the tasks: writes sessions.jsonl.
@@ -149,7 +168,10 @@ def collect(
         allow_parts,
         retry_failed=retry_failed,
         accept_partial=accept_partial,
+        offline_student=offline_student,
         new_journal=new_journal,
+        yes=yes,
+        takeover=takeover,
         wait=not no_wait,
     )
 
@@ -178,6 +200,8 @@ def train(
     fresh: Fresh = False,
     accept_partial: AcceptPartial = False,
     new_journal: NewJournal = False,
+    yes: Yes = False,
+    takeover: Takeover = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Fine-tune the student on the kept sessions: writes student/.
@@ -200,8 +224,9 @@ def train(
     if show_masks is not None:
         training_plan.show_masks(recipe_or_run, show_masks, **address)
     if not plan and show_masks is None:
-        again, options = ["train"] if fresh else _names(redo), {"accept_partial": accept_partial}
-        _run(recipe_or_run, ["train"], run_dir, set_, again, allow_parts, **options, new_journal=new_journal)
+        again = ["train"] if fresh else _names(redo)
+        options = {"accept_partial": accept_partial, "new_journal": new_journal, "yes": yes, "takeover": takeover}
+        _run(recipe_or_run, ["train"], run_dir, set_, again, allow_parts, **options)
 
 
 _verb("compare", "Ask student, base and teacher the held-out prompts.\n\nWrites answers.jsonl and scores.json.")

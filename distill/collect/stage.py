@@ -22,9 +22,9 @@ from distill.errors import RecipeError, StageIncomplete
 from distill.formats.importers import Address, load_tasks
 from distill.formats.sources import Dataset, ingest, splitter
 from distill.recipe import Recipe
-from distill.run.context import ACCEPTABLE, Context, _with_samplings, asking, identity
+from distill.run.context import Context, _with_samplings, asking, identity
 from distill.run.decisive import flat, of_part
-from distill.run.record import StageRecord
+from distill.run.record import ACCEPTABLE, StageRecord
 from distill.types import Failure, Flow, Session, Task
 
 ROLE = "teacher"
@@ -273,7 +273,20 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
             before=imported,
         )
     record.detail = ACCEPTABLE if status == "partial" else None
+    _warn_of_cuts(collected["truncated"], collected["sessions"], context.recipe)
     return {**counts, **collected, "sessions": len(imported) + collected["sessions"]}
+
+
+def _warn_of_cuts(cut: int, sessions: int, recipe: Recipe) -> None:
+    """Warn of answers that were cut, with the remedies."""
+    bounds = {one.sampling.max_tokens for one in recipe.teachers if one.sampling.max_tokens is not None}
+    at = f" at {' or '.join(map(str, sorted(bounds)))} tokens" if bounds else ""
+    if cut:
+        console.warn(
+            f"collect: {cut} of {sessions} answers ({cut / sessions:.0%}) were cut{at}; raise"
+            " teacher.sampling.max_tokens (which asks all of them again), ask for shorter ones (collect.system), or"
+            " drop them in curate: {filter: truncated, drop: true}"
+        )
 
 
 def _imported(context: Context) -> tuple[list[Session], Mapping[str, Any]]:

@@ -191,6 +191,17 @@ def asked(prompt: str) -> Iterator[str]:
             return
 
 
+def at_terminal() -> bool:
+    """Whether a question can be asked: lines come from a terminal and go to one, and no launcher has started others."""
+    return sys.stdin.isatty() and sys.stderr.isatty() and processes.count() == 1
+
+
+def confirmed(question: str) -> bool:
+    """Whether the answer typed is y or yes."""
+    print(_shown(f"{question} [y/N] ", coloured=False), end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def page(lines: Iterable[str]) -> None:
     """Results, through `less` on a terminal that has it."""
     pager = shutil.which("less")
@@ -217,13 +228,17 @@ def observed(observer: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
-    """Print nothing while the block runs; observers still get every line."""
+def silenced(*, observers: bool = True) -> Iterator[None]:
+    """Print nothing while the block runs; `observers` still get every line."""
+    muted = [] if observers else _observers.copy()
+    if muted:
+        _observers.clear()
     _silences.append(True)
     try:
         yield
     finally:
         _silences.pop()
+        _observers.extend(muted)
 
 
 def progress(title: str, total: float | None = None, unit: str = "") -> _Bar | _Lines:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from distill.core.files import read_json
-from distill.errors import ModelError, shorten
+from distill.errors import ModelError, one_line, shorten
 
 WEIGHTS, INDEX = ".safetensors", ".safetensors.index.json"
 """Suffixes of files with weights, and of indexes that map each weight to its file."""
@@ -44,6 +44,29 @@ def local_folder(model: str) -> Path | None:
 
         return Path(snapshot_download(model, local_files_only=True))
     return None
+
+
+def describe_on_hub(model: str) -> None:
+    """Fetch configuration and tokenizer of a Hub id into the Hub's cache, where `local_folder` has them from then on.
+
+    Does nothing without the package huggingface_hub. Raises `ModelError` where the Hub does not give them.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+        from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+    except ImportError:
+        return
+    disable_progress_bars()
+    try:
+        snapshot_download(model, allow_patterns=[*CONFIGS, "tokenizer.json"])
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(
+            f"student.model: {model} is not on this machine, and the Hub did not give it ({one_line(str(error), 120)});"
+            " correct the name, or add --offline-student to ask the teacher before the model is there"
+        ) from error
+    finally:
+        enable_progress_bars()
 
 
 # Checks

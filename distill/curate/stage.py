@@ -20,10 +20,11 @@ from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete, shorten
 from distill.recipe import Collect, Recipe, Rule
 from distill.run import funnel
-from distill.run.context import ACCEPTABLE, BASE, Context, account, bound, engine_for, judge_sampling, stop_teacher
+from distill.run.context import BASE, Context, account, bound, engine_for, judge_sampling, stop_teacher
 from distill.run.decisive import flat, parts
-from distill.run.record import StageRecord
+from distill.run.record import ACCEPTABLE, StageRecord
 from distill.text.prompt_frames import PromptFrames
+from distill.text.words import word_count
 from distill.types import AskingFilter, Failure, Flow, RowFilter, SetFilter, Verdict
 
 REVISION = 2
@@ -37,6 +38,8 @@ MOST_NEAR = 0.2
 """Share of the rows above which a warning is printed if the test split drops them."""
 FRAMES_SHOWN, FRAMES_RECORDED, FRAME_CHARACTERS = 3, 50, 120
 """Frames of prompts that are printed and recorded at most, and characters of each."""
+LONG_FRAME = 20
+"""Words of a frame from which a system turn is advised."""
 Flows: TypeAlias = Sequence[tuple[str, Callable[[], Flow[Any]]]]
 """One flow per row; its id is the row's place, a colon and the session's id."""
 
@@ -103,6 +106,7 @@ def curate(
     report_counts(counts)
     _require_few_failures(measurements, max_failed)
     _report_split(counts, near, key)
+    _report_cuts([row for row in training if row.is_kept])
     _require_rows(counts)
     return counts
 
@@ -237,6 +241,11 @@ def _report_frames(frames: PromptFrames, rows: Iterable[MeasuredRow]) -> list[di
     found = [{"frame": shorten(frame, FRAME_CHARACTERS), "rows": count} for frame, count in counts]
     for one in found[:FRAMES_SHOWN]:
         console.say(f'curate: {one["rows"]} prompts share "{one["frame"]}", which does not count as likeness')
+    if long := sum(count for frame, count in counts if word_count(frame) >= LONG_FRAME):
+        console.say(
+            f"curate: {long} prompts say at least {LONG_FRAME} words alike: move these to the system turn"
+            " (collect.system, or a system message in the rows), so that a prompt holds what varies"
+        )
     if len(found) > FRAMES_SHOWN:
         console.say(f"curate: {len(found) - FRAMES_SHOWN} more frames are shared by fewer prompts; see run.json")
     return found[:FRAMES_RECORDED]
@@ -253,6 +262,15 @@ def _report_split(counts: Mapping[str, Any], near: float, key: str) -> None:
     dropped = counts["by_rule"].get(f"{RULE}/held_out", 0)
     if dropped > MOST_NEAR * counts["rows"]:
         console.warn(f"{RULE}: {dropped} of {counts['rows']} rows are dropped, near a held-out prompt ({loosen})")
+
+
+def _report_cuts(kept: Sequence[MeasuredRow]) -> None:
+    """Warn of training rows that end in a cut answer."""
+    if cut := sum(1 for row in kept if row.session.meta.get("truncated")):
+        console.warn(
+            f"curate: {cut} of {len(kept)} kept rows ({cut / len(kept):.0%}) end in an answer that was cut, which the"
+            " student learns without an end; to drop them, add {filter: truncated, drop: true}"
+        )
 
 
 def _require_rows(counts: Mapping[str, Any]) -> None:

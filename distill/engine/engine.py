@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from distill.core import event_loop
-from distill.core.console import Progress, Silent
+from distill.core.console import Progress, Say, Silent, silent
 from distill.engine import (
     EngineStopped,
     GrowthResult,
@@ -50,7 +50,7 @@ class Engine:
     whose own rates do not, `attempts` the sends of one request. `stage` is written beside every answer. `retry_failed`
     asks again what failed permanently in an earlier run. `budget` counts USD and may cap them. With `on_miss` nothing
     is sent: it is called with the name of each flow that the journal cannot finish, and the flow's first question
-    without an answer.
+    without an answer. `say` takes the forecast after the first `PILOT` answers, and what a growth still waits for.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Engine:
         stage: str = "",
         budget: Budget | None = None,
         on_miss: Callable[[str, Question], None] | None = None,
+        say: Say = silent,
         first_wait_seconds: float = FIRST_WAIT_SECONDS,
         longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     ) -> None:
@@ -83,6 +84,7 @@ class Engine:
             on_miss=on_miss,
         )
         self._progress = progress or Silent()
+        self._say = say
         self._budget = budget or Budget({})
         self._budget.check(self._endpoints)
 
@@ -94,7 +96,7 @@ class Engine:
         endpoint cannot serve; `StoppedAtMiss` where nothing may be sent; and any `DistillError` of a provider as it is.
         """
         outcomes: dict[int, Outcome[T]] = {}
-        report = ProgressReport(self._progress, len(flows), self.tally)
+        report = self._report(len(flows))
 
         async def work(sender: RequestSender) -> None:
             admission = iter(enumerate(flows))
@@ -116,7 +118,7 @@ class Engine:
         Raises `StoppedShort` where a transient failure outlives its retries, or where proposals bring no new task; and
         what `run` raises. The exception's `growth` has what was admitted so far.
         """
-        report = ProgressReport(self._progress, target, self.tally)
+        report = self._report(target)
         growing = _Growing(growth, target, report)
         try:
             self._drive(growing.work, report)
@@ -124,6 +126,9 @@ class Engine:
             stop.growth = growing.result()
             raise
         return growing.result()
+
+    def _report(self, total: int) -> ProgressReport:
+        return ProgressReport(self._progress, total, self.tally, title=self._policy.stage, say=self._say)
 
     def _slots(self) -> int:
         """Requests that may be in flight in all."""
@@ -232,7 +237,7 @@ async def _worker(
         with suppress(SenderStopping):
             state = FlowState(name, make, choose)
             outcomes[index] = await _finish(state, sender)
-            report.finished(len(outcomes), state.usd)
+            report.finished(len(outcomes), state.usd, state.tokens)
         await asyncio.sleep(0)  # a replayed flow never waits: let Ctrl-C and other flows in
 
 
@@ -274,21 +279,24 @@ class _Growing:
                     self._begin()
                 k = min(self._proposals)
                 await self._finish(k, sender)
-                self._admit(k, self._proposals.pop(k).outcome)
+                self._admit(k, self._proposals.pop(k))
                 if self._barren >= BARREN_WINDOWS * window + BARREN_MORE:
                     raise StoppedShort(self._nothing_new())
         except DistillError as error:
             sender.stop(error)
         finally:
             sender.stop(None)
-            await self._drop()
+            await self._drop(sender)
 
     def _begin(self) -> None:
         k, self._next = self._next, self._next + 1
         self._proposals[k] = FlowState(f"proposal {k}", lambda: self._growth.propose(k), by_role)
 
     async def _finish(self, k: int, sender: RequestSender) -> None:
-        """Run proposal k to its end: from the journal if that has every answer, else together with all begun ones."""
+        """Run proposal k to its end: from the journal if that has every answer, else together with those begun.
+
+        Those that will hardly be needed are not sent before their turn.
+        """
         state = self._proposals[k]
         if k not in self._running:
             while state.outcome is None and (answers := sender.recall(state)) is not None:
@@ -296,13 +304,16 @@ class _Growing:
         if sender.misses:
             raise StoppedAtMiss(self._so_far())
         if state.outcome is None:
-            for other in sorted(self._proposals.keys() - self._running.keys()):
+            useful = self._report.proposals_for(self._target - len(self._tasks))
+            waiting = [other for other in sorted(self._proposals)[:useful] if other not in self._running]
+            for other in waiting:
                 self._running[other] = asyncio.create_task(_finish(self._proposals[other], sender))
         if (running := self._running.pop(k, None)) is not None:
             await running
         await asyncio.sleep(0)  # a replayed proposal never waits: let Ctrl-C in
 
-    def _admit(self, k: int, outcome: Outcome[list[Task]] | None) -> None:
+    def _admit(self, k: int, state: FlowState[list[Task]]) -> None:
+        outcome = state.outcome
         assert outcome is not None
         for failure in outcome.failures:
             if failure.transient and failure.reason != "http_403":  # others were answered: a firewall refuses this text
@@ -316,11 +327,15 @@ class _Growing:
         self._barren_candidates = 0 if tasks else self._barren_candidates + len(candidates)
         self._failures += [failure for failure in outcome.failures if failure.key]
         self._errors += [outcome.error] if outcome.error else []
-        self._report.done = min(len(self._tasks), self._target)
-        self._report.tick()
+        done = min(len(self._tasks), self._target)
+        self._report.admitted(done, len(tasks), self._growth.window, state.usd, state.tokens)
 
-    async def _drop(self) -> None:
-        """Drop proposals begun beyond the target; their requests in flight are finished for the journal."""
+    async def _drop(self, sender: RequestSender) -> None:
+        """Drop proposals begun beyond the target. Requests in flight are finished for the journal, save our own."""
+        in_flight = sender.in_flight
+        if len(self._tasks) >= self._target:
+            in_flight -= await sender.sends.abandon()
+            self._report.await_rest(in_flight)
         if self._running:
             await asyncio.wait(list(self._running.values()))
         for running in self._running.values():

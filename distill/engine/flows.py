@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from distill.engine import Outcome
 from distill.engine.providers import one_line
 from distill.errors import RunFolderError, disk_fault
-from distill.types import Answer, Failure, Flow, Request
+from distill.types import Answer, Completion, Failure, Flow, Request
 
 T = TypeVar("T")
 
@@ -31,6 +31,8 @@ class FlowState(Generic[T]):
         self.name = name
         self.usd = 0.0
         """Cost of its answers, whether bought now or replayed."""
+        self.tokens = 0
+        """Tokens of these answers, as reported."""
         self._choose = choose
         self.requests: tuple[Request, ...] = ()
         self.outcome: Outcome[T] | None = None
@@ -53,6 +55,8 @@ class FlowState(Generic[T]):
         flow = self._flow
         assert flow is not None
         self._failures += [answer for answer in answers if isinstance(answer, Failure)]
+        usages = [answer.usage for answer in answers if isinstance(answer, Completion)]
+        self.tokens += sum(usage.completion_tokens for usage in usages if usage is not None)
         self._step(lambda: flow.send(answers[0] if self._is_single else answers))
 
     def _step(self, advance: Callable[[], Any]) -> None:

@@ -145,6 +145,38 @@ async def reply_of(provider: Provider, request: Request) -> Reply:
         raise ProviderError(FAULT, f"{type(error).__name__}: {error}", transient=True) from error
 
 
+class Sends:
+    """The sends in flight; those to servers of our own (`Provider.is_ours`) can be abandoned, for they cost nothing."""
+
+    def __init__(self) -> None:
+        self._ours: set[asyncio.Future[Reply]] = set()
+        self._is_abandoned = False
+
+    async def reply(self, provider: Provider, request: Request) -> Reply:
+        """As `reply_of`. Raises `SenderStopping` where the send is abandoned."""
+        if not getattr(provider, "is_ours", False):
+            return await reply_of(provider, request)
+        task = asyncio.ensure_future(reply_of(provider, request))
+        self._ours.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._is_abandoned:
+                raise SenderStopping from None
+            raise
+        finally:
+            self._ours.discard(task)
+
+    async def abandon(self) -> int:
+        """Cancel the sends to our own servers; returns their number."""
+        self._is_abandoned, tasks = True, list(self._ours)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        return len(tasks)
+
+
 def completion_of(key: str, reply: Reply) -> Completion:
     """The answer to be journalled; half surrogate pairs, which no file can hold, are replaced."""
     return Completion(

@@ -6,9 +6,10 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distill.core.console import Progress, duration
+from distill.core.console import Progress, Say, duration, silent
 from distill.engine import Tally
 
 if TYPE_CHECKING:
@@ -23,15 +24,17 @@ SILENT_SECONDS = 10.0
 """Time without an answer from which that is reported."""
 AGAIN = "Ctrl-C again drops them"
 PILOT = 20
-"""Finished flows after which the cost of all is forecast."""
+"""Finished flows after which tokens and cost of all are forecast."""
 
 
 class ProgressReport:
     """Progress display, updated at most every tenth of a second."""
 
-    def __init__(self, progress: Progress, total: int, tally: Tally) -> None:
+    def __init__(self, progress: Progress, total: int, tally: Tally, *, title: str = "", say: Say = silent) -> None:
         self.done = 0
         self.total = total
+        self.title = title
+        self.say = say
         self.sender: RequestSender | None = None
         self.is_interrupted = False
         self._progress = progress
@@ -41,12 +44,67 @@ class ProgressReport:
             [(self._reported, self._answered(), tally.completion_tokens)]
         )
         self._usd = RunningMean()
+        self._tokens = RunningMean()
+        self._tasks = RunningMean()
+        self._has_forecast = False
 
-    def finished(self, done: int, usd: float) -> None:
-        """Record that `done` flows are finished, the last one with answers for `usd`."""
+    def finished(self, done: int, usd: float, tokens: int) -> None:
+        """Record that `done` flows are finished, the last one with answers of `tokens` tokens for `usd`."""
         self.done = done
-        self._usd.add(usd)
+        self._add(usd, tokens)
+        if self._is_time():
+            self._say_forecast(
+                f"{self._tokens.count} of {self.total:,}: {self._tokens.mean:.0f} answer tokens each",
+                [(one[1], one[2]) for mean in (self._tokens, self._usd) if (one := mean.total(self.total)) is not None],
+            )
         self.tick()
+
+    def admitted(self, done: int, tasks: int, window: int, usd: float, tokens: int) -> None:
+        """Record a proposal of a growth that brought `tasks`, `done` in all; `window` proposals are begun at once."""
+        self.done = done
+        self._add(usd, tokens)
+        self._tasks.add(tasks)
+        if self._is_time():
+            low, high = requests_for(self._tasks, self.total, window)
+            self._say_forecast(
+                f"{self._tasks.count} requests: {self._tasks.mean:.1f} tasks and {self._tokens.mean:.0f} answer tokens "
+                f"each; {amount(low, high)} requests for {self.total:,} tasks",
+                [(one.mean * low, one.mean * high) for one in (self._tokens, self._usd) if high is not None],
+            )
+        self.tick()
+
+    def proposals_for(self, tasks: int) -> int | None:
+        """The most proposals that so many more tasks will need, by those admitted; `None` where that is not known."""
+        most = self._tasks.needed(tasks)[1] if self._tasks.count >= PILOT else None
+        return None if most is None else max(1, most)
+
+    def await_rest(self, in_flight: int) -> None:
+        """Record that the target is reached, while answers are in flight that are not needed for it."""
+        if in_flight:
+            answers, are = ("1 answer", "is") if in_flight == 1 else (f"{in_flight:,} answers", "are")
+            why = f"that {are} paid for" if self._tally.usd is not None else "in flight, for the journal"
+            self.say(f"{self.title}: {self.total:,} of {self.total:,} tasks; waiting for {answers} {why}")
+
+    def _add(self, usd: float, tokens: int) -> None:
+        self._usd.add(usd)
+        self._tokens.add(tokens)
+
+    def _is_time(self) -> bool:
+        """Whether the pilot has ended, more is to come, and it is not all from the journal; once."""
+        return (
+            not self._has_forecast and self._tokens.count >= PILOT and self.done < self.total and self._tally.asked > 0
+        )
+
+    def _say_forecast(self, observed: str, ranges: Sequence[tuple[float, float]]) -> None:
+        """Say what each answer took, and the ranges of all tokens and USD, where they are bounded and known."""
+        self._has_forecast = True
+        tokens, usd = ranges or (None, None)
+        texts = [f"{self.title}: after {observed}"]
+        if tokens is not None and self._tokens.mean:
+            texts.append(f"{amount(round(tokens[0]), round(tokens[1]))} answer tokens in all")
+        if usd is not None and self._tally.usd is not None:
+            texts.append(money(*usd))
+        self.say(", ".join(texts))
 
     async def keep_ticking(self) -> None:
         """Update the display every second, so that waiting is never silent; ends when it is cancelled."""
@@ -94,7 +152,7 @@ class ProgressReport:
 
     def _cost(self, usd: float) -> str:
         """USD spent now; after the pilot also the forecast for all flows, with its range."""
-        forecast = self._usd.total(self.total)
+        forecast = None if self._tasks.count else self._usd.total(self.total)
         if forecast is None or self.done >= self.total:
             return f"{usd:.4f} USD"
         wasted = self._tally.wasted_usd * self.total / self.done  # sends without an answer will go on
@@ -130,3 +188,38 @@ class RunningMean:
         variance = self._squares / (self.count - 1)
         half = 1.96 * math.sqrt(variance * (rest + rest**2 / self.count))
         return expected, max(self.mean * self.count, expected - half), expected + half
+
+    def needed(self, rest: float) -> tuple[int, int | None]:
+        """How many more values add up to `rest`: a 95% range, whose end is `None` where the mean may be 0.
+
+        m values of the same mean and variance sum to m · mean ± 1.96 · √(variance · (m + m² / count)), which is solved
+        for m (as Fieller, 1954, does for a ratio).
+        """
+        spread = 1.96**2 * self._squares / (self.count - 1)
+        certain = self.mean**2 - spread / self.count
+        middle = 2 * rest * self.mean + spread
+        root = math.sqrt(middle**2 - 4 * certain * rest**2)
+        low = math.ceil(2 * rest**2 / (middle + root)) if middle else 1
+        return low, math.ceil((middle + root) / (2 * certain)) if certain > 0 else None
+
+
+def requests_for(tasks: RunningMean, target: int, window: int) -> tuple[int, int | None]:
+    """The requests of a growth to `target` tasks, by those that each of its first ones brought: a 95% range.
+
+    At its end up to `window` - 1 requests are in flight that no task needs. The end is `None` where it is not bounded.
+    """
+    low, high = tasks.needed(max(0.0, target - tasks.mean * tasks.count))
+    return tasks.count + low, None if high is None else tasks.count + high + window - 1
+
+
+def amount(low: int, high: int | None) -> str:
+    """A range in words."""
+    if high is None:
+        return f"{low:,} or more"
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def money(low: float, high: float) -> str:
+    """A range of USD with two digits, four of small sums."""
+    low_text, high_text = (f"{usd:.2f}" if high >= 1 or not high else f"{usd:.4f}" for usd in (low, high))
+    return f"USD {low_text}" if low_text == high_text else f"USD {low_text} to {high_text}"

@@ -27,11 +27,11 @@ from distill.engine.policy import (
     OpenQuestion,
     RequestPolicy,
     SenderStopping,
+    Sends,
     Standing,
     completion_of,
     expected_tokens,
     missing_role,
-    reply_of,
 )
 from distill.engine.providers import ProviderError, Reply
 from distill.engine.rate_limits import LONGEST_WAIT_SECONDS, Limiter, LimiterClosed, too_long
@@ -75,6 +75,7 @@ class RequestSender:
         self._settled = asyncio.Event()
         self._last_write: asyncio.Future[int] | None = None
         self.stopped: DistillError | None = None
+        self.sends = Sends()
         self.in_flight = 0
         self.last_fault = ""
         """The last failed send, in a few words; empty where a request was answered since and none has failed."""
@@ -302,7 +303,7 @@ class RequestSender:
         """The provider's reply; the cost of a failed send is booked."""
         try:
             self._check()  # Ctrl-C may have come while the intent was written
-            return await reply_of(sending.provider, sending.question.request)
+            return await self.sends.reply(sending.provider, sending.question.request)
         except BaseException as error:
             is_unsent = isinstance(error, SenderStopping)
             bill = self._budget.settle_error(sending.most, NOT_SENT if is_unsent else error)

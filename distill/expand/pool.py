@@ -16,6 +16,7 @@ from pydantic import Field
 from distill import recipe
 from distill.core import assets
 from distill.expand.seeds import Seed
+from distill.expand.topic import Topic
 from distill.text.rouge_index import NoveltyIndex
 from distill.text.thinking import split_thoughts
 from distill.text.words import phrase_pattern, word_count
@@ -51,13 +52,18 @@ class ProposalCost:
     """Approximate cost and yield of one proposal, for the forecast of `check`."""
 
     tasks: float
-    """Tasks admitted per proposal."""
+    """Tasks in a proposal where none is refused."""
     prompt_tokens: int
     """Sum over the requests of a proposal."""
     completion_tokens: int
+    """The same, of the answers of the smallest proposal."""
     requests: int = 1
     roles: tuple[str, ...] = ()
     """Roles asked beside the teacher, such as `judge`."""
+    samplings: tuple[Sampling, ...] = ()
+    """Of each request of a proposal; they bound its answers."""
+    once: int = 0
+    """Requests before the first proposal."""
 
 
 class PoolOptions(recipe.BaseOptions):
@@ -77,6 +83,13 @@ class PoolOptions(recipe.BaseOptions):
     forbidden: tuple[str, ...] = ()
     """Words or phrases that no task may contain, in addition to those that the strategy forbids; found as by the filter
     `keyword`, case ignored."""
+
+
+class SeededOptions(PoolOptions):
+    """Options of expansions from seeds."""
+
+    on_topic: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Least similarity of a new task to the nearest seed (TF-IDF cosine), such as 0.1; others are `off_topic`."""
 
 
 class ExpansionSampling(recipe.SamplingOptions):
@@ -272,6 +285,8 @@ class PoolGrowth:
         self._rules = frozenset(rules)
         self._requests = 0
         self._openings: Counter[str] = Counter()
+        self._on_topic = options.on_topic if isinstance(options, SeededOptions) else None
+        self._topic = Topic(seeds) if self._on_topic is not None else None
         self._index = NoveltyIndex(options.rouge_l)
         for each in seeds:
             self._index.add(each.id, each.instruction)
@@ -292,11 +307,13 @@ class PoolGrowth:
         return [admitted for task in tasks if (admitted := self._take(task)) is not None]
 
     def _take(self, task: Task) -> Task | None:
-        reason, nearest = self._refusal(task), None
+        reason, near = self._refusal(task), None
+        if reason is None and (near := self._off_topic(task)) is not None:
+            reason = "off_topic"
         if reason is None:
             nearest = self._index.nearest(task.instruction)
             reason = "too_similar" if nearest is not None and self._index.is_near(nearest) else None
-        near: Mapping[str, Any] | None = nearest._asdict() if nearest is not None else None
+            near = nearest._asdict() if nearest is not None else None
         if reason is not None:
             self.rejected[reason] += 1
             self.refused.append(replace(task, meta={**task.meta, "refused": reason, "nearest": near}))
@@ -318,6 +335,14 @@ class PoolGrowth:
         if _forbidden(self.options.forbidden).search(f"{task.instruction}\n{task.input}"):
             return "forbidden_word"
         return next((rule for rule in self.options.reject if self._breaks(rule, task)), None)
+
+    def _off_topic(self, task: Task) -> Mapping[str, Any] | None:
+        """The nearest seed of a task that is off the topic."""
+        if self._topic is None or self._on_topic is None:
+            return None
+        nearest = self._topic.nearest(task.instruction)
+        is_far = nearest.similarity < self._on_topic
+        return {"id": nearest.id, "similarity": nearest.similarity, "threshold": self._on_topic} if is_far else None
 
     def _breaks(self, rule: OwnRule, task: Task) -> bool:
         if rule == "common_opening":

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.core import registry
+from distill.core import console, registry
 from distill.core.jsonl import write_rows
 from distill.engine import EngineStopped, GrowthResult
 from distill.engine.engine import Engine
-from distill.expand.seeds import load_seeds
+from distill.engine.providers import one_line
+from distill.expand.pool import SeededOptions
+from distill.expand.seeds import Seed, load_seeds
 from distill.expand.strategies import STRATEGIES
+from distill.expand.topic import OFF_TOPIC, Topic
 from distill.run.context import Context, _with_samplings, asking, identity
 from distill.run.decisive import flat, of_part
 from distill.run.record import StageRecord
@@ -19,11 +22,16 @@ from distill.types import Growth, Task
 
 REVISION = 2
 """Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
+MANY_OFF_TOPIC = 0.1
+"""Share of the tasks above which a warning is printed if they are off the seeds' topic."""
 
 
-def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapping[str, Any]:
+def expand(
+    folder: Path, *, growth: Growth, target: int, engine: Engine, seeds: Sequence[Seed] = ()
+) -> Mapping[str, Any]:
     """Grow `target` tasks, write them and the refused candidates; returns the stage's counts.
 
+    `seeds` are those from which the tasks are grown: tasks off their topic are counted, and reported if they are many.
     Raises what `Engine.grow` raises, after writing the tasks admitted so far, which begin the same list.
     """
     try:
@@ -33,7 +41,9 @@ def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapp
             _write(folder, stop.growth.tasks, growth)
         raise
     _write(folder, result.tasks, growth)
-    return _counts(growth, result)
+    off_topic = Topic(seeds).far(task.instruction for task in result.tasks) if seeds else []
+    _report_topic(off_topic, len(result.tasks))
+    return {**_counts(growth, result), **({"off_topic": len(off_topic)} if off_topic else {})}
 
 
 def _write(folder: Path, tasks: Sequence[Task], growth: Growth) -> None:
@@ -56,6 +66,15 @@ def _counts(growth: Growth, result: GrowthResult) -> dict[str, Any]:
         "tasks": len(result.tasks),
         "rejected": rejected,
     }
+
+
+def _report_topic(off_topic: Sequence[str], tasks: int) -> None:
+    """Warn if many tasks are off the seeds' topic."""
+    if len(off_topic) > MANY_OFF_TOPIC * tasks:
+        console.warn(
+            f"expand: {len(off_topic)} of {tasks} tasks ({len(off_topic) / tasks:.0%}) are far from every seed, such as"
+            f' "{one_line(off_topic[0], 80)}"; to refuse such, --set expand.on_topic={OFF_TOPIC}'
+        )
 
 
 def options(context: Context) -> dict[str, Any]:
@@ -88,5 +107,6 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     section = context.recipe.expand
     assert section is not None
     growth = growth_of(context)
+    seeds = load_seeds(Path(section.seeds)) if isinstance(section.options, SeededOptions) else []
     with asking(context, "expand", record, section.tasks) as engine:
-        return expand(context.folder, growth=growth, target=section.tasks, engine=engine)
+        return expand(context.folder, growth=growth, target=section.tasks, engine=engine, seeds=seeds)

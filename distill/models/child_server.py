@@ -270,6 +270,9 @@ class LocalTeacher:
     most twice; sends in flight become transient failures. Raises `ServerError` when it cannot be started.
     """
 
+    is_ours = True
+    """Its answers are not paid for, so those that are not needed any more are given up."""
+
     def __init__(
         self,
         model: str,

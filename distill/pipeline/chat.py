@@ -21,6 +21,7 @@ from distill.engine.engine import Engine
 from distill.engine.journal.store import NAME, Journal
 from distill.engine.policy import BoundEndpoint
 from distill.errors import DistillError
+from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
 from distill.run.endpoints import teachers_of
@@ -66,6 +67,7 @@ def opened(run: Path) -> Iterator[Conversation]:
     from distill.models.in_process import trained_student, untrained_base
 
     recipe = load_recipe(run)
+    say_which(run, recipe)
     teachers = teachers_of(recipe, run)
     student = student_folder.current(run)
     providers: dict[str, Any] = {"student": trained_student(student), "base": untrained_base(student)}

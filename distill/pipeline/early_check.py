@@ -1,4 +1,4 @@
-"""Tries the student's model on rows made of seeds, before a stage of the same command is paid for."""
+"""Looks at the student's model before a stage is paid for, and tries it on rows made of seeds."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.core import console
+from distill.core.embedded import EMBEDDED
+from distill.core.model_files import describe_on_hub, local_folder
+from distill.core.weights import looks_like_path
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
 from distill.pipeline.staleness import as_it_would_begin
+from distill.pipeline.student_forecast import training_lines
 from distill.recipe import Recipe
 from distill.run.context import Context
 from distill.run.layout import STAGES
@@ -22,15 +26,31 @@ _SENTENCE = "A river begins as a spring in the hills, and other streams join it 
 
 
 def try_before_paying(context: Context, run: Run, names: Sequence[str]) -> None:
-    """Try the model that `train` would load, where it is among the stages and one before it will ask a teacher.
+    """Say what the student can be, and try its model if `train` is among the stages, before a teacher is asked.
 
-    Raises what training would raise for this model, template and options.
+    Raises what training would raise for this model, template and options; `ModelError` where the Hub does not give the
+    model's configuration.
     """
-    recipe = context.recipe
-    before = [name for name in names[: names.index("train")] if STAGES[name].asks_teacher] if "train" in names else []
+    recipe, order = context.recipe, list(STAGES)
+    before = [name for name in names if STAGES[name].asks_teacher and order.index(name) < order.index("train")]
     asks = recipe.teachers and any(run.changes(name, as_it_would_begin(context, name)) != [] for name in before)
-    if asks:
+    if not asks or recipe.student is None or not _is_known(recipe.student.model, context.options.offline_student):
+        return
+    for line in training_lines(recipe):
+        console.say(line)
+    if "train" in names:
         console.say(try_model(seed_sessions(recipe), settings_of(recipe)))
+
+
+def _is_known(model: str, offline: bool) -> bool:
+    """Whether the configuration of a model is here; looks on the Hub unless `offline`."""
+    if model in EMBEDDED or looks_like_path(model) or local_folder(model) is not None:
+        return True
+    if offline:
+        console.warn(f"student.model: {model} is not on this machine, and not looked for (--offline-student)")
+    else:
+        describe_on_hub(model)
+    return not offline
 
 
 def seed_sessions(recipe: Recipe) -> list[Session]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,18 +13,18 @@ from typing import Any
 from rapidfuzz.distance import Indel
 
 from distill.collect.stage import tasks_of
-from distill.core import console, student_folder
+from distill.core import student_folder
 from distill.core.files import LEFTOVER, flatten
-from distill.engine import EngineStopped
 from distill.engine.journal.keys import Question, endpoint_json
 from distill.engine.journal.store import NAME, Journal
-from distill.errors import RunFolderError, StageIncomplete
-from distill.pipeline.parts import load_addressed, load_recipe
-from distill.pipeline.stages import PIPELINE
+from distill.errors import RunFolderError
+from distill.pipeline.origins import load_addressed
+from distill.pipeline.parts import load_recipe
+from distill.pipeline.rehearsal import PREFIX, Miss, rehearse
 from distill.run.context import Context, RunOptions
 from distill.run.endpoints import teachers_of
-from distill.run.layout import STAGES
-from distill.run.record import StageRecord, journal_of, opened, read_record, run_record
+from distill.run.record import journal_of, opened, read_record, run_record
+from distill.run.reuse import reused_runs
 
 LONGEST_SHOWN = 80
 """Characters of each of two texts that differ."""
@@ -49,7 +46,9 @@ def misses(
     """
     recipe, folder = load_addressed(path, run_dir, overrides, allowed)
     with ExitStack() as journals:
-        reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in recipe.reuse]
+        reuse = [
+            journals.enter_context(Journal.open(other / NAME, read_only=True)) for other in reused_runs(folder, recipe)
+        ]
         journal = journals.enter_context(Journal.open(folder / NAME, read_only=True, reuse=reuse))
         context = Context(
             folder, recipe, journal, teachers_of(recipe, folder, to_ask=False), RunOptions(allowed=allowed)
@@ -86,35 +85,9 @@ def _stages(context: Context, task: str | None) -> list[str]:
     return [stage for stage, asks in can_ask.items() if asks]
 
 
-def _link(source: str, target: str) -> None:
-    """A hard link, or a copy on another disk: a symbolic link out of a model's folder is refused."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)
-
-
-def _misses_of(stage: str, context: Context) -> list[tuple[str, str, Question]]:
-    """Run a stage on its inputs in a temporary folder, with an engine that sends nothing."""
-    misses: list[tuple[str, str, Question]] = []
-    with TemporaryDirectory() as folder, console.silenced():
-        for name in STAGES[stage].inputs:
-            path = student_folder.current(context.folder) if name == student_folder.STUDENT else context.folder / name
-            if path.is_dir():
-                shutil.copytree(path, Path(folder) / name, copy_function=_link)
-            elif path.exists():
-                (Path(folder) / name).symlink_to(path.absolute())
-        compare = context.recipe.compare
-        without: dict[str, Any] = {"sources": [], "compare": compare and compare.model_copy(update={"lm_eval": None})}
-        apart = replace(
-            context,
-            folder=Path(folder),
-            recipe=context.recipe.model_copy(update=without),
-            on_miss=lambda part, flow, question: misses.append((part, flow, question)),
-        )
-        with suppress(EngineStopped, StageIncomplete):
-            PIPELINE[stage].run(apart, StageRecord())
-    return misses
+def _misses_of(stage: str, context: Context) -> list[Miss]:
+    with TemporaryDirectory() as folder:
+        return rehearse(stage, context, Path(folder))
 
 
 def explanation(name: str, question: Question, journal_rows: Iterable[tuple[str, str, str]]) -> list[str]:
@@ -183,11 +156,12 @@ def clean(folder: Path) -> list[str]:
     """
     read_record(folder)
     recipe = load_recipe(folder)
-    with opened(folder, recipe) as run:
+    with opened(folder, recipe, takeover=True) as run:
         leftovers = [path for path in folder.rglob(".*") if path.is_file() and LEFTOVER.match(path.name)]
         leftovers += [
             new for name in (student_folder.STUDENT, student_folder.NEXT) if (new := folder / name / ".new").is_dir()
         ]
+        leftovers += folder.glob(f"{PREFIX}*")
         freed_bytes = sum(map(_size, leftovers))
         for path in leftovers:
             student_folder.remove(path)

@@ -1,9 +1,8 @@
-"""The `next` command: seeds and a recipe for another round, from the prompts on which the student does worst.
+"""The `next` command: a recipe for another round, with seeds where the student does worst.
 
-These are the prompts that it lost, or, where it beats its base on all of them, those on which it gained least.
-
-Nothing held out goes into a seed: seeds are the training rows nearest to those prompts, and seeds of the run itself,
-none with a ROUGE-L over 0.7 to a held-out prompt.
+That is where it lost; where it lost nothing, where it is farthest from its teacher; and where it is as near as the
+teacher is to itself, more of the same. Nothing held out goes into a seed: seeds are the training rows nearest to those
+prompts, and seeds of the run itself, none with a ROUGE-L over 0.7 to a held-out prompt.
 """
 
 from __future__ import annotations
@@ -13,20 +12,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import yaml
 
 from distill.compare.training_overlap import asked_of
 from distill.core.files import to_json, write_atomically
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
+from distill.engine.progress import money
 from distill.errors import RecipeError, RunFolderError
 from distill.expand.seeds import load_seeds
+from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
 from distill.recipe import Recipe
-from distill.run.scores import require_scores
+from distill.run.record import run_record
+from distill.run.scores import Measured, read_scores
 from distill.text.prompt_frames import PromptFrames, PromptIndex
 from distill.text.tfidf import Weights, cosine
+from distill.text.verdicts import UNPARSED
 from distill.types import Session
 
 SEEDED = ("self_instruct", "alpaca", "evol_instruct")
@@ -41,6 +44,19 @@ UNTAUGHT = 1.5
 """Weight of a prompt without training rows nearby."""
 WORDS = 4
 """Words in a cluster's name."""
+
+
+Ground: TypeAlias = Literal["lost", "far", "more"]
+_LINES: Mapping[Ground, str] = {
+    "lost": "{name}: {count} lost",
+    "far": "{name}: {count} of those on which the student is farthest from its teacher",
+    "more": "nothing says where the student is behind: {tasks} more tasks of the same",
+}
+_HEADS: Mapping[Ground, str] = {
+    "lost": "seeds near the prompts that its student lost, its rows beside the\n# new ones",
+    "far": "seeds near the prompts on which its student is farthest from\n# its teacher, its rows beside the new ones",
+    "more": "more of the same tasks",
+}
 
 
 @dataclass(slots=True)
@@ -59,66 +75,95 @@ class Cluster:
 
 
 def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, each: int = 6) -> list[str]:
-    """Write NAME-next.yaml and NAME-next-seeds.jsonl into the folder `out`; returns lines about them.
+    """Write NAME-next.yaml, and NAME-next-seeds.jsonl where it has seeds of its own, into the folder `out`.
 
-    `each` is the most seeds per cluster. Raises `RunFolderError` where the run was not compared, lost no prompt, or a
-    file exists already, `RecipeError` where its recipe has no teacher to collect from.
+    Returns lines about them. `each` is the most seeds per cluster. Raises `RunFolderError` where the run was not
+    compared, has no row that may be a seed, or a file exists already, `RecipeError` where its recipe has no teacher.
     """
     recipe = load_recipe(run)
+    say_which(run, recipe)
     if recipe.main_teacher is None:
-        raise RecipeError(f"{run}: its recipe has no `teacher` to collect from")
+        raise RecipeError(f"{run}: its recipe has no `teacher` to collect from; add one, or more rows to its `sources`")
     rows, what = _prompts_to_train(run)
-    rows_file = run / "kept.jsonl"
     selection = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
-    sessions = {session.id: session for session in read_sessions(rows_file)}
-    seeds = list(_seeds(selection, sessions, [_question(row) for row in read_jsonl(run / "answers.jsonl")], each))
-    seeds += _own_seeds(recipe, FEWEST_SEEDS - len(seeds))
-    if not seeds:
-        raise RunFolderError(
-            f"{run}: no training row is near the lost prompts; write seeds by hand, like seeds/general.jsonl"
-        )
+    goes_on = not selection and recipe.expand is not None
+    seeds = [] if goes_on else _all_seeds(run, recipe, selection, each)
     name = f"{recipe.name[:59]}-next"
     recipe_file, seeds_file = out / f"{name}.yaml", out / f"{name}-seeds.jsonl"
     for path in (recipe_file, seeds_file):
         if path.exists():
             raise RunFolderError(f"{path} is there already; remove it, or give another --out")
+    before = recipe.expand.tasks if recipe.expand is not None else 100
+    document = _recipe(recipe, run.resolve(), name, None if goes_on else seeds_file, tasks or before)
     out.mkdir(parents=True, exist_ok=True)
-    write_rows(seeds_file, seeds)
-    write_atomically(recipe_file, [_head(run), _recipe(recipe, run.resolve(), name, seeds_file, tasks)])
+    if seeds:
+        write_rows(seeds_file, seeds)
+    write_atomically(recipe_file, [_head(run, what), document])
     return [
-        *(_line(cluster, what) for cluster in selection),
-        f"{seeds_file}: {len(seeds)} seeds",
+        *([_line(cluster, what) for cluster in selection] or [_LINES[what].format(tasks=tasks or before)]),
+        *([f"{seeds_file}: {len(seeds)} seeds"] if seeds else []),
+        _price(run, tasks or before),
         f"next: distill run {recipe_file}",
     ]
 
 
-def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], str]:
-    """The rows of answers.jsonl that call for more training, worst first, and a word for them.
+def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], Ground]:
+    """The rows of answers.jsonl that call for more training, worst first, and why they do; none for more of the same.
 
-    They are those that the student lost; where it beats its base on all of them and is still far from the teacher, the
-    third on which it gained least.
+    Where a judge's verdict cannot be read, the leading measure says whether the student lost, to its base.
     """
     path = run / "answers.jsonl"
     if not path.is_file() or not (run / "kept.jsonl").is_file():
         raise RunFolderError(f"{run} was not trained and compared yet; type: distill run {run}")
-    rows: list[Mapping[str, Any]] = sorted(read_jsonl(path), key=lambda row: row.get("outcome", {}).get("margin", 0.0))
-    if losses := [row for row in rows if row.get("coverage", {}).get("verdict", "fine") != "fine"]:
+    rows: list[Mapping[str, Any]] = [row for row in read_jsonl(path) if "coverage" in row]
+    rows.sort(key=lambda row: row.get("outcome", {}).get("margin", 0.0))
+    if losses := [row for row in rows if row["coverage"]["verdict"] != "fine"]:
         return losses, "lost"
-    gains = [row for row in rows if row.get("outcome", {}).get("against") == "base" and "coverage" in row]
-    if not gains or not _is_behind(run):
-        raise RunFolderError(f"{run}: the student loses on no prompt, so there is nothing to train on in another round")
-    return gains[: math.ceil(len(gains) / 3)], "gained least"
+    scores = read_scores(run)
+    lead = scores.leading if scores is not None else None
+    if scores is None or scores.lead is None or lead is None:
+        return [], "more"
+    unread = [row for row in rows if row.get("outcome", {}).get("value") == UNPARSED]
+    if losses := _behind(unread, scores.lead, lead, ("base",)):
+        return losses, "lost"
+    if (gap := lead.gap_closed) is not None and gap.high is not None and gap.high >= 1.0:
+        return [], "more"
+    far = _behind(rows, scores.lead, lead, ("teacher", "teacher_again"))
+    return far[: math.ceil(len(rows) / 3)], "far" if far else "more"
 
 
-def _is_behind(run: Path) -> bool:
-    """Whether the leading measure shows a remaining gap to the teacher beyond noise."""
-    lead = require_scores(run).leading
-    gap = lead.gap_closed if lead is not None else None
-    return gap is not None and gap.high is not None and gap.high < 1.0
+def _behind(
+    rows: Iterable[Mapping[str, Any]], name: str, measure: Measured, others: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """The rows on which the student does worse than the first of the others that has the measure, worst first."""
+    sign = -1.0 if measure.better == "lower" else 1.0
+    behind = []
+    for place, row in enumerate(rows):
+        scores = {model: one.get(name) for model, one in row.get("scores", {}).items()}
+        other = next((scores[model] for model in others if scores.get(model) is not None), None)
+        if other is not None and scores.get("student") is not None:
+            behind.append((sign * (scores["student"] - other), place, row))
+    return [row for margin, _, row in sorted(behind, key=lambda one: one[:2]) if margin < 0]
 
 
 def _is_untaught(row: Mapping[str, Any]) -> bool:
     return bool(row["coverage"]["verdict"] == "not taught")
+
+
+def _all_seeds(run: Path, recipe: Recipe, selection: Sequence[Cluster], each: int) -> list[dict[str, Any]]:
+    """Seeds for the clusters, then the run's own, then any training rows, until there are enough for a prompt."""
+    sessions = {session.id: session for session in read_sessions(run / "kept.jsonl")}
+    held_out = [_question(row) for row in read_jsonl(run / "answers.jsonl")]
+    seeds = list(_seeds(selection, sessions, held_out, each))
+    seeds += _own_seeds(recipe, FEWEST_SEEDS - len(seeds))
+    if not seeds:
+        rest = Cluster({}, [{"coverage": {"nearest": [{"id": id, "similarity": 0.0} for id in sessions]}}], "any")
+        seeds = list(_seeds([rest], sessions, held_out, FEWEST_SEEDS))
+    if not seeds:
+        raise RunFolderError(
+            f"{run}: every training row is near a held-out prompt; write seeds like seeds/general.jsonl"
+        )
+    return seeds
 
 
 def _question(row: Mapping[str, Any]) -> str:
@@ -187,16 +232,19 @@ def _own_seeds(recipe: Recipe, count: int) -> list[dict[str, Any]]:
     return [to_json(seed) for seed in load_seeds(Path(recipe.expand.seeds))[:count]]
 
 
-def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path, tasks: int | None) -> str:
+def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path | None, tasks: int) -> str:
     """The run's recipe with new seeds, with the run's rows as a source, and with the same held-out prompts.
 
-    These are the file of `compare.prompts`, where the recipe has it, else the rows that the run held out.
+    Without seeds, its expansion goes on for more tasks: those of the run are replayed. The held-out prompts are the
+    file of `compare.prompts`, where the recipe has it, else the rows that the run held out.
     """
     document = recipe.document()
     document.pop("files", None)
     same = recipe.expand is not None and recipe.expand.strategy in SEEDED
-    before = document.get("expand", {}) if same else {"strategy": "self_instruct"}
-    target = tasks or (recipe.expand.tasks if recipe.expand is not None else 100)
+    own: dict[str, Any] = document.get("expand", {})
+    before = own if same or seeds is None else {"strategy": "self_instruct"}
+    target = tasks if seeds is not None else own["tasks"] + tasks
+    own_seeds = {"seeds": seeds.name} if seeds is not None else {}
     rules = [rule for rule in document.get("curate", []) if rule["filter"] != "contamination"]
     file = document.get("compare", {}).get("prompts")
     held_out = [str(run / "test.jsonl"), *([file] if file is not None else [])]
@@ -205,11 +253,12 @@ def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path, tasks: int | None
     document |= {
         "name": name,
         "reuse": [*document.get("reuse", []), str(run)],
-        "expand": {**before, "seeds": seeds.name, "tasks": target},
+        "expand": {**before, **own_seeds, "tasks": target},
         "collect": {**collect, "test": 0},
-        "sources": [*document.get("sources", []), earlier],
         "curate": [*rules, _contamination_rule(document.get("curate", []), held_out)],
     }
+    if seeds is not None:
+        document["sources"] = [*document.get("sources", []), earlier]
     document.pop("test", None)
     if "compare" in document:
         document["compare"] = {**document["compare"], "prompts": held_out[-1]}
@@ -224,15 +273,25 @@ def _contamination_rule(rules: Iterable[Mapping[str, Any]], held_out: Sequence[s
     return {**own, "files": list(dict.fromkeys([*own.get("files", []), *held_out]))}
 
 
-def _head(run: Path) -> str:
+def _price(run: Path, tasks: int) -> str:
+    """What as many tasks cost in this run, in USD or else in tokens."""
+    record = run_record(run)
+    costs = [cost for stage in ("expand", "collect") if stage in record.stages for cost in record.stages[stage].costs]
+    share = tasks / max(1, record.counts("collect").get("tasks", 0) or record.counts("expand").get("tasks", tasks))
+    tokens = f"{round(share * sum(cost.get('completion_tokens') or 0 for cost in costs)):,} answer tokens"
+    prices = [cost["usd"] for cost in costs if cost.get("usd") is not None]
+    usd = f", {money(share * sum(prices), share * sum(prices))}" if prices else ""
+    return f"{tasks:,} more tasks: about {tokens}{usd}, as in this run"
+
+
+def _head(run: Path, what: Ground) -> str:
     return (
-        f"# The round after {run.name}: seeds near the prompts that its student lost, its rows beside the\n"
-        "# new ones, and the same held-out prompts, from which no seed was made. None of its answers is bought again.\n"
+        f"# The round after {run.name}: {_HEADS[what]}, and the same held-out prompts,\n"
+        "# from which no seed was made. None of its answers is bought again.\n"
     )
 
 
-def _line(cluster: Cluster, what: str) -> str:
-    if what != "lost":
-        return f"{cluster.name}: {len(cluster.rows)} of those on which the student {what}"
+def _line(cluster: Cluster, what: Ground) -> str:
+    text = _LINES[what].format(name=cluster.name, count=len(cluster.rows))
     untaught = sum(map(_is_untaught, cluster.rows))
-    return f"{cluster.name}: {len(cluster.rows)} lost, {untaught} of them with nothing near in training"
+    return f"{text}, {untaught} of them with nothing near in training" if what == "lost" else text

@@ -77,7 +77,7 @@ def load_recipe(
     if isinstance(source, Recipe):
         content = source.document()
     else:
-        content = source if isinstance(source, Mapping) else _recipe_file(Path(source))
+        content = source if isinstance(source, Mapping) else recipe_file(Path(source))
     recipe = load(
         content,
         parts(allowed=allowed, importing=importing),
@@ -86,19 +86,6 @@ def load_recipe(
     )
     require_roles("recipe" if isinstance(content, Mapping) else content, recipe)
     return recipe
-
-
-def load_addressed(
-    source: Source, run_dir: Path | None, overrides: Overrides, allowed: Collection[str]
-) -> tuple[Recipe, Path]:
-    """The recipe as by `load_recipe`, and its run folder: `run_dir`, else the given run, else `runs/NAME`.
-
-    The folder may not exist yet. Raises `RecipeError`.
-    """
-    recipe = load_recipe(source, overrides=overrides, allowed=allowed)
-    if run_dir is None and isinstance(source, (str, PathLike)) and (folder := Path(source)).is_dir():
-        return recipe, folder
-    return recipe, run_dir or Path("runs") / recipe.name
 
 
 def folder_of(source: Source) -> Path:
@@ -117,7 +104,8 @@ def recipe_of_record(document: Mapping[str, Any], *, allowed: Collection[str] = 
     return load_recorded(document, parts(allowed=allowed))
 
 
-def _recipe_file(path: Path) -> Path:
+def recipe_file(path: Path) -> Path:
+    """The file of a recipe that is given as a file, a run folder or the bare name of a shipped one."""
     if os.path.isdir(path):
         inside = path / "recipe.yaml"
         if not inside.is_file():

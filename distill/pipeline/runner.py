@@ -13,22 +13,23 @@ from distill.core.redaction import strike
 from distill.engine.batch.runner import StoppedPending
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
+from distill.pipeline.consent import require_consent
 from distill.pipeline.early_check import try_before_paying
-from distill.pipeline.parts import Overrides, Source, folder_of, load_addressed
+from distill.pipeline.origins import load_addressed, origin_of
+from distill.pipeline.parts import Overrides, Source, folder_of
 from distill.pipeline.requirements import known_faults, require
 from distill.pipeline.stages import PIPELINE
-from distill.pipeline.staleness import adopt, as_it_would_begin, revision_remarks
+from distill.pipeline.staleness import adopt, as_it_would_begin, few, revision_remarks
 from distill.recipe import Recipe, reach_of
-from distill.run.context import ACCEPTABLE, DEFAULTS, Context, RunOptions, passes, stop_teacher
+from distill.run.context import DEFAULTS, Context, RunOptions, passes, stop_teacher
 from distill.run.endpoints import teachers_of
 from distill.run.layout import STAGES, stages_of
 from distill.run.measuring import measured
-from distill.run.record import Run, journal_of, opened, run_record
+from distill.run.record import ACCEPTABLE, Run, is_finished, journal_of, opened, run_record
 from distill.run.remarks import headline, student_remark
+from distill.run.reuse import reused_runs
 
 AGAIN = "run the same command again to go on"
-MOST_CHANGES = 4
-"""Changes listed when a stage runs again."""
 
 
 def run_recipe(
@@ -42,22 +43,30 @@ def run_recipe(
     """Run a recipe's stages that are not current; returns the run folder.
 
     Stages of `options.redo` run again although they are current: train starts over, and collect is answered from the
-    journal. Raises `RecipeError` for a bad recipe; `BudgetStop` and `Interrupted`, with everything finished kept.
+    journal. Raises `RecipeError` for a bad recipe; `ConsentNeeded` where finished stages would cost money or long
+    once more; `BudgetStop` and `Interrupted`, with everything finished kept.
     """
+    overrides = overrides if isinstance(overrides, (str, Mapping)) else [*overrides]
     recipe, folder = load_addressed(source, run_dir, overrides, options.allowed)
     names = _selection(recipe, stages)
     for name in options.redo:
         _require_known(name)
         if name not in names:
             raise RecipeError(f"redo: {name} is not a stage of this command; its stages are {', '.join(names)}")
+    reuse = reused_runs(folder, recipe)
     if any(STAGES[name].asks_teacher for name in names):
-        for line in reach_of(recipe, folder_of(source)).lines():
+        reached = recipe.model_copy(update={"reuse": [*map(str, reuse)]})
+        for line in reach_of(reached, folder_of(source)).lines():
             console.say(line)
     require(recipe, names, options.allowed)
     teachers = teachers_of(recipe, folder)
     for line in known_faults(recipe):
         console.warn(line.removeprefix("warning: "))
-    with opened(folder, recipe) as run, _journal(run, recipe, options.new_journal) as journal:
+    origin = origin_of(source, overrides)
+    with (
+        opened(folder, recipe, origin=origin, takeover=options.takeover) as run,
+        _journal(run, reuse, options.new_journal) as journal,
+    ):
         context = Context(folder, recipe, journal, teachers, options, run.lost_sends)
         try:
             finished_stages = _run_stages(context, run, names)
@@ -78,8 +87,8 @@ def cancel_batches(
     """
     recipe, folder = load_addressed(path, run_dir, overrides, ())
     with (
-        opened(folder, recipe) as run,
-        _journal(run, recipe, options.new_journal) as journal,
+        opened(folder, recipe, origin=origin_of(path, ())) as run,
+        _journal(run, reused_runs(folder, recipe), options.new_journal) as journal,
         console.progress("cancel") as bar,
     ):
         context = Context(folder, recipe, journal, teachers_of(recipe, folder), options, run.lost_sends)
@@ -87,10 +96,10 @@ def cancel_batches(
 
 
 @contextmanager
-def _journal(run: Run, recipe: Recipe, new_journal: bool) -> Iterator[Journal]:
-    """The run's journal, with those it may reuse; an empty one in processes that may not write."""
+def _journal(run: Run, reused: Sequence[Path], new_journal: bool) -> Iterator[Journal]:
+    """The run's journal, with those of the runs that it reuses; an empty one in processes that may not write."""
     with ExitStack() as journals:
-        reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in recipe.reuse]
+        reuse = [journals.enter_context(Journal.open(other / NAME, read_only=True)) for other in reused]
         if processes.is_first():
             yield journals.enter_context(journal_of(run, reuse=reuse, new_journal=new_journal))
         else:
@@ -115,6 +124,7 @@ def _require_known(name: str) -> None:
 def _run_stages(context: Context, run: Run, names: Sequence[str]) -> list[str]:
     """Run those of the stages that are not current, in order; returns the names of those that ran."""
     adopt(run, context)
+    require_consent(context, run, names)
     run.describe(context.teachers.facts())
     if "train" not in names and {"compare", "report"} & set(names):
         for line in filter(None, [student_remark(context.folder)]):
@@ -142,7 +152,7 @@ def _require_earlier(context: Context, run: Run, name: str) -> None:
             continue  # a finished student stays in use until the next one is finished
         if entry is None or entry["status"] in ("running", "failed"):
             raise StageIncomplete(f"`{name}` needs a finished `{earlier}`; type: distill {earlier} {context.folder}")
-        if entry["status"] == "partial" and not (context.options.accept_partial or entry["detail"] == ACCEPTABLE):
+        if entry["status"] == "partial" and not (context.options.accept_partial or is_finished(entry)):
             raise StageIncomplete(
                 f"`{earlier}` is only partly done; run it again, or add --accept-partial to go on with what there is"
             )
@@ -153,7 +163,7 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
     changes = run.changes(name, record)
     if changes == [] and name not in options.redo and not (options.retry_failed and STAGES[name].asks_teacher):
         return False
-    console.say(f"{name} runs again: {_few(changes)}" if changes else f"{name}: started")
+    console.say(_beginning(context, name, changes))
     interrupts.check()
     run.begin(name, record)
     try:
@@ -177,9 +187,12 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
     return True
 
 
-def _few(changes: Sequence[str]) -> str:
-    more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
-    return "; ".join(changes[:MOST_CHANGES]) + more
+def _beginning(context: Context, name: str, changes: Sequence[str] | None) -> str:
+    if changes is None:
+        return f"{name}: started"
+    why = few(changes) or ("--redo" if name in context.options.redo else "--retry-failed")
+    keeps = name == "train" and student_folder.is_student(context.folder / student_folder.STUDENT)
+    return f"{name} runs again: {why}" + (f"; the student of before stays in {student_folder.PREVIOUS}" * keeps)
 
 
 def _brief(counts: Mapping[str, Any]) -> str:

@@ -21,10 +21,12 @@ from distill.core.files import cache_dir, flatten
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 from distill.errors import shorten
+from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
 from distill.pipeline.runner import run_recipe
 from distill.pipeline.smoke_rows import write_stand_in
+from distill.run.context import RunOptions
 
 MODEL_LAYERS, KEPT_LAYERS = 3, 2
 ROWS, TASKS, TEST = 24, 24, 4
@@ -81,6 +83,7 @@ def smoke(path: Path, folder: Path) -> SmokeResult:
     require_training_packages("distill smoke")
     started = time.monotonic()
     recipe = load_recipe(path)
+    say_which(path, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     document = recipe.document()
     document.pop("files", None)
@@ -92,7 +95,7 @@ def smoke(path: Path, folder: Path) -> SmokeResult:
         _replace_instructions(document.get("compare") or {}, folder)
         file = folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), "utf-8")
-        run_recipe(file, run_dir=folder / "run")
+        run_recipe(file, run_dir=folder / "run", options=RunOptions(yes=True, takeover=True))
     changes = tuple(_changes(before, flatten(document, lists=True)))
     return SmokeResult(recipe.name, time.monotonic() - started, changes, folder / "run")
 

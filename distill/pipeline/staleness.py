@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,9 @@ from distill.run.endpoints import teachers_of
 from distill.run.layout import STAGES, stages_of
 from distill.run.record import Run, RunRecord, StageRecord
 
+MOST_CHANGES = 4
+"""Changes listed when a stage runs again."""
+
 
 def as_it_would_begin(context: Context, name: str) -> StageRecord:
     """A stage's record with everything that determines its outputs, as of now."""
@@ -28,6 +31,12 @@ def as_it_would_begin(context: Context, name: str) -> StageRecord:
     digests = {item: students.sha256(context.folder, item) for item in STAGES[name].inputs}
     inputs = {item: digest for item, digest in digests.items() if digest is not None}
     return StageRecord(revision=stage.REVISION, options=stage.options(context), inputs=inputs)
+
+
+def few(changes: Sequence[str]) -> str:
+    """The first changes, and how many more there are."""
+    more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
+    return "; ".join(changes[:MOST_CHANGES]) + more
 
 
 def revision_remarks(folder: Path, record: RunRecord) -> Iterator[str]:

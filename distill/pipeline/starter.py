@@ -67,8 +67,8 @@ def departures(path: Path, like: str) -> list[str]:
     """Differences of a recipe from a shipped one, one line per key, including models and paths but not names."""
     if like not in shipped():
         raise RecipeError(f'--like: no shipped recipe "{like}"{suggest(like, shipped())}')
-    ours = _flat(load_recipe(path, importing=False).document())
-    theirs = _flat(load_recipe(assets.find(f"recipes/{like}.yaml"), importing=False).document())
+    ours = flat(load_recipe(path, importing=False).document())
+    theirs = flat(load_recipe(assets.find(f"recipes/{like}.yaml"), importing=False).document())
     keys = [key for key in dict.fromkeys((*theirs, *ours)) if key.split(".")[0] not in NOT_COMPARED]
     changes = [key for key in keys if theirs.get(key) != ours.get(key)]
     differences = [f"  {key}: {_value_text(theirs, key)} → {_value_text(ours, key)}" for key in changes]
@@ -77,7 +77,7 @@ def departures(path: Path, like: str) -> list[str]:
     return [f"{path} departs from {like} in {len(differences)} of {len(keys)} keys ({like} → here):", *differences]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Every value by its dotted key; items of a list by their name (`curate.length`), else by position."""
     if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
         value = {
@@ -89,7 +89,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not (isinstance(value, Mapping) and value):
         return {prefix: value}
     items = [(f"{prefix}.{key}" if prefix else str(key), each) for key, each in value.items()]
-    return {path: leaf for key, each in items for path, leaf in _flat(each, key).items()}
+    return {path: leaf for key, each in items for path, leaf in flat(each, key).items()}
 
 
 def _value_text(values: Mapping[str, Any], key: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill.core import console
 from distill.errors import StageIncomplete
-from distill.pipeline.parts import load_addressed
+from distill.pipeline.origins import load_addressed
 from distill.pipeline.requirements import require_training_packages
 from distill.run.layout import stages_of
 from distill.train.options import TrainSettings

@@ -188,6 +188,8 @@ class Asks:
     """Number of whole answers in the prompts of later requests."""
     roles: tuple[str, ...] = ()
     """Roles asked beside the teacher: `user`, `judge`."""
+    samplings: tuple[Sampling, ...] = ()
+    """Of requests without the teacher's own sampling."""
 
 
 class PartSection(BaseModel):

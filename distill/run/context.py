@@ -26,7 +26,6 @@ from distill.types import Sampling
 
 BASE = "base"
 """The role of the student's model before training."""
-ACCEPTABLE = "failures within collect.max_failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +42,16 @@ class RunOptions:
     """Wait for a provider's batches; else the run ends while they are open."""
     redo: Collection[str] = ()
     """Stages that run again although they are current."""
+    offline_student: bool = False
+    """Ask the teacher although the student's model is not on this machine, without looking for it on the Hub."""
     new_journal: bool = False
     """Continue although the journal lacks sends that run.json counts; their cost stays spent."""
+    yes: bool = False
+    """Do finished stages again, whatever they cost."""
+    confirm: Callable[[str], bool] | None = None
+    """Asks for consent to that, where `yes` is False; without it there is none."""
+    takeover: bool = False
+    """Continue in a run folder of another recipe."""
 
 
 DEFAULTS = RunOptions()
@@ -122,6 +129,7 @@ def engine_for(
         stage=stage,
         budget=Budget({}) if local or on_miss is not None else _budget(context, stage),
         on_miss=on_miss,
+        say=console.silent if local else console.say,
     )
 
 

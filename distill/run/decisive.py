@@ -5,6 +5,7 @@ A key that an older version did not have is absent from its records, and so coun
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
@@ -97,13 +98,20 @@ def completed(options: Mapping[str, Any], revision: int) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The changed keys with old and new values, one short text each."""
+    """The changed keys with old and new values, one short text each; of two hashes only that they differ."""
+    pairs = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in sorted(old.keys() | new.keys())}
     return [
-        f"{key} {_short(old.get(key, ABSENT))} → {_short(new.get(key, ABSENT))}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, ABSENT) != new.get(key, ABSENT)
+        f"{key.removesuffix(' sha256')} has changed"
+        if all(_SHA256.match(str(value)) for value in pair)
+        else f"{key} {_short(pair[0])} → {_short(pair[1])}"
+        for key, pair in pairs.items()
+        if pair[0] != pair[1]
     ]
 
 
+_SHA256 = re.compile(r"^(sha256 )?[0-9a-f]{64}$")
+
+
 def _short(value: Any) -> str:
-    return shorten("(default)" if value is ABSENT else visible(str(value)), _MAX_SHOWN)
+    text = f"{value:g}" if isinstance(value, float) else visible(str(value))
+    return "(default)" if value is ABSENT else shorten(text, _MAX_SHOWN)

@@ -14,13 +14,14 @@ from typing import Any
 
 import distill
 from distill.core import console, processes
-from distill.core.files import LEFTOVER, require_no_links, write_atomically, write_json
+from distill.core.files import LEFTOVER, require_no_links, to_json, write_atomically, write_json
 from distill.core.hashing import json_sha256
 from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
 from distill.run import decisive, students
+from distill.run.origin import NO_FILE, Origin, recorded, require_owner
 from distill.run.reading import json_object, validated
 
 REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
@@ -28,6 +29,8 @@ FORMAT = 2
 """Version of run.json; the first one was unnumbered, and had one hash over inputs, options and sources."""
 NOTE_SECONDS = 5.0
 """Interval at which the number of sends is written to run.json."""
+ACCEPTABLE = "failures within collect.max_failed"
+"""Detail of a stage that is partly done, and good enough for later stages."""
 MIN_FREE_BYTES = 50_000_000
 """A run does not start with less free disk space than this."""
 
@@ -88,9 +91,10 @@ class RunRecord:
 class Run:
     """One run folder, writable by one process; read-only in other processes of a launcher."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, origin: Origin = NO_FILE) -> None:
         self.folder = folder
         self.recipe = recipe
+        self._origin = origin
         self._writes = processes.is_first()
         self._record = _read_record(folder)
         self._writing = threading.Lock()
@@ -110,11 +114,15 @@ class Run:
     def changes(self, name: str, current_record: StageRecord) -> list[str] | None:
         """Differences of the stage as it would begin now from when it was last done; None where it never was.
 
+        With a few failures it was done as well, but for the same options it goes on, and the result is None.
+
         A stage whose inputs, options and outputs are the same is current, whatever the revision of its code. A student
         counts by the training that made it, whatever unfinished trainings came after.
         """
         entries = [self.stage(name), self._own_training() if name == "train" else None]
         finished = [one for one in entries if one is not None and one["status"] == "done"]
+        if not finished and entries[0] is not None and is_finished(entries[0]):
+            return self._differences(entries[0], current_record) or None
         differences = [self._differences(one, current_record) for one in finished]
         current = next((one for one, differences in zip(finished, differences, strict=True) if not differences), None)
         if current is not None and current is not entries[0]:
@@ -216,12 +224,18 @@ class Run:
             **({"teachers": [dict(teacher) for teacher in teachers]} if len(teachers) > 1 else {}),
             "versions": versions(),
             **({"student": own} if own is not None else {}),
+            "origin": to_json(self._origin.after(recorded(self.folder, self._record), self.folder)),
         }
         with self._writing:
             if any(self._record.get(key) != value for key, value in facts.items()):
                 entries: dict[str, Any] = {k: self._record[k] for k in ("stages", "sent", "lost") if k in self._record}
                 self._record = {**facts, "stages": {}, **entries}
                 write_json(self.folder / "run.json", self._record)
+
+
+def is_finished(entry: Mapping[str, Any]) -> bool:
+    """Whether a stage's entry is that of a stage that is done, a few failures aside."""
+    return entry["status"] == "done" or (entry["status"], entry["detail"]) == ("partial", ACCEPTABLE)
 
 
 def versions() -> dict[str, str]:
@@ -308,20 +322,18 @@ def _note(run: Run, journal: Journal) -> None:
 
 
 @contextmanager
-def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
+def opened(folder: Path, recipe: Recipe, *, origin: Origin = NO_FILE, takeover: bool = False) -> Iterator[Run]:
     """Make or continue a run folder: lock it against a second writer, and log to it.
 
     Of several processes of a launcher, the first has the lock and the log. Raises `RunFolderError` where it belongs to
-    a recipe of another name or cannot be written, `RunLocked` where another process writes in it.
+    another recipe (see `require_owner`; not with `takeover`) or cannot be written, `RunLocked` where another process
+    writes in it.
     """
     _make_folder(folder)
     with _locked(folder) if processes.is_first() else nullcontext():
-        run = Run(folder, recipe)
-        owner = run._record.get("name")
-        if owner not in (None, recipe.name):
-            raise RunFolderError(
-                f'{folder} holds the run "{owner}", but this recipe is "{recipe.name}"; give another --run-dir'
-            )
+        run = Run(folder, recipe, origin)
+        if not takeover:
+            require_owner(folder, run._record, recipe, origin)
         if processes.is_first():
             students.settle(folder)
             for leftover in filter(LEFTOVER.match, os.listdir(folder)):  # of a process killed while it wrote

@@ -43,26 +43,24 @@ _LEFT_OUT = "(left out)"
 def sha256(run: Path, name: str) -> str | None:
     """The SHA-256 of a file of the run, or of its student without training.json, which holds it; None if missing."""
     path = current(run) if name == STUDENT else run / name
-    if not path.exists():
-        return None
-    return _student_sha256(path) if name == STUDENT else tree_sha256(path)
+    return _sha256(path) if path.exists() else None
 
 
-def _student_sha256(folder: Path) -> str:
-    files = ((str(file), file.stat()) for file in sorted(folder.rglob("*")) if file.is_file())
+def _sha256(path: Path) -> str:
+    files = ((str(file), file.stat()) for file in (path, *sorted(path.rglob("*"))) if file.is_file())
     marks = tuple((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in files)
-    return _tree_hash(folder, marks)
+    return _tree_hash(path, marks)
 
 
 @cache
-def _tree_hash(folder: Path, _files: tuple[Any, ...]) -> str:
-    """The hash of a folder, cached: whole weights are large, and a command needs it several times."""
-    return tree_sha256(folder, without=(TRAINING, CHECKPOINTS))
+def _tree_hash(path: Path, _files: tuple[Any, ...]) -> str:
+    """The hash of a file or folder, cached: weights and rows are large, and a command needs it several times."""
+    return tree_sha256(path, without=(TRAINING, CHECKPOINTS))
 
 
 def sha256_of_next(run: Path) -> str:
     """The value of `sha256` for the student in `student.next/`, once it is in place."""
-    return _student_sha256(run / NEXT)
+    return _sha256(run / NEXT)
 
 
 def finish(run: Path, account: Mapping[str, Any]) -> None:

@@ -195,7 +195,7 @@ def test_instructions_are_in_the_forecast_of_what_the_teacher_is_asked(tmp_path)
     for metrics, requests in (("[overlap]", 20), (f"[{{metric: instructions, prompts: {mine}}}]", 30)):
         (tmp_path / "told.yaml").write_text(f"{recipe}{metrics}\n", encoding="utf-8")
         told = lines(load_recipe(tmp_path / "told.yaml"), probed=False)
-        assert any(line.startswith(f"compare: about {requests} requests") for line in told), told
+        assert any(line.startswith(f"compare: at most {requests} requests") for line in told), told
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from distill.engine.mock_server import (
     asking,
     status,
 )
+from distill.engine.progress import PILOT, RunningMean
 from distill.engine.providers.scripted import Line, Scripted
 from distill.errors import (
     BudgetStop,
@@ -186,3 +187,62 @@ def test_a_proposal_that_raises_is_empty_and_remembered(journal: Journal) -> Non
     grown = engine(journal).grow(Fragile(), 5)
     assert (len(grown.tasks), grown.requests, grown.candidates) == (5, 6, 5)
     assert grown.errors == ("ZeroDivisionError: integer division or modulo by zero",)
+
+
+class Surplus(Pool):
+    """Every proposal brings two tasks at once; from proposal 18 on, its answer takes `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.provider = Scripted(
+            lambda request: f"<{request.prompt}>", latency_seconds=lambda of: seconds if of.replica >= 18 else 0.0
+        )
+
+    def propose(self, k: int) -> Flow[list[Task]]:
+        answer = yield ask("more", replica=k, sampling=Sampling(max_tokens=8))
+        return [Task(f"{k}.{n}", answer.text) for n in range(2)]
+
+
+def test_what_no_task_needs_is_given_up_at_a_server_of_ours(journal: Journal) -> None:
+    growth = Surplus(60.0)
+    growth.provider.is_ours = True
+    began = time.monotonic()
+    grown = engine(journal, growth.provider).grow(growth, 36)
+    assert time.monotonic() - began < 5
+    assert [(cost.outcome, cost.sends) for cost in journal.costs()] == [("kept", 18)]
+    assert len(growth.provider.requests) > 18
+    growth.provider.is_ours = False
+    assert engine(journal, growth.provider).grow(Surplus(0.0), 36) == grown
+
+
+def test_what_no_task_needs_is_awaited_and_announced_where_it_is_paid_for(journal: Journal) -> None:
+    growth, said = Surplus(0.05), list[str]()
+    engine(journal, growth.provider, say=said.append, stage="expand", budget=budget(None)).grow(growth, 36)
+    [cost] = journal.costs()
+    assert said == [f"expand: 36 of 36 tasks; waiting for {cost.sends - 18} answers that are paid for"]
+    assert (cost.outcome, 2 <= cost.sends - 18 <= 4) == ("kept", True)
+
+
+def test_after_twenty_requests_a_growth_says_what_it_takes_and_sends_no_more(journal: Journal) -> None:
+    growth, said = Surplus(0.0), list[str]()
+    engine(journal, growth.provider, say=said.append, stage="expand").grow(growth, 60)
+    assert said == [
+        "expand: after 20 requests: 2.0 tasks and 1 answer tokens each; 30 to 34 requests for 60 tasks,"
+        " 30 to 34 answer tokens in all"
+    ]
+    assert len(growth.provider.requests) == 30
+
+
+def test_the_requests_that_a_growth_needs_are_in_their_range() -> None:
+    held = 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        brought = [sum(rng.random() < 0.3 for _ in range(6)) for _ in range(400)]
+        first = RunningMean()
+        for value in brought[:PILOT]:
+            first.add(value)
+        rest = 100 - sum(brought[:PILOT])
+        needed = next(n for n in range(400) if sum(brought[PILOT : PILOT + n]) >= rest)
+        low, high = first.needed(rest)
+        held += low <= needed <= (high or 0)
+    assert held >= 180  # 95% nominal

@@ -292,6 +292,7 @@ def test_every_expansion_is_valid_in_a_recipe(tmp_path, name):
     loaded = load_recipe(recipe(tmp_path, name, "http://127.0.0.1:9/v1", tasks=30))
     (tmp_path / "resolved.yaml").write_text(loaded.to_yaml())
     assert load_recipe(tmp_path / "resolved.yaml").document() == loaded.document()
-    forecast = next(line for line in check_lines(loaded, probed=False) if line.startswith("expand: about"))
-    times = -(-30 // part(name).Options(**options).cost.tasks)
-    assert f"about {int(times * part(name).Options(**options).cost.requests)} requests" in forecast
+    forecast = next(line for line in check_lines(loaded, probed=False) if line.startswith("expand: "))
+    cost = part(name).Options(**options).cost
+    assert f"expand: {-(-30 // cost.tasks) * cost.requests + cost.once} to " in forecast
+    assert "no upper bound (budget_usd is the cap)" in forecast

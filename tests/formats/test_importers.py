@@ -232,6 +232,17 @@ def test_tables_and_saved_datasets_have_rows_of_any_known_shape(tmp_path):
             assert said(found) == ["u: Hi?", "a: Hello."]
 
 
+def test_the_splits_that_are_not_read_are_named(tmp_path, capfd):
+    import datasets
+
+    one = datasets.Dataset.from_dict({"conversations": [CHAT]})
+    datasets.DatasetDict(train=one, test=one, extra=one).save_to_disk(str(tmp_path / "data"))
+    for split in (None, "test"):
+        assert len(read("datasets", str(tmp_path / "data"), split=split)) == 1
+    told = [line for line in capfd.readouterr().err.splitlines() if "split" in line]
+    assert told == ["data: the split train is read, not test, extra (--split, in a recipe `split:`)"]
+
+
 def test_a_hub_dataset_is_read_by_split_without_running_its_code(tmp_path):
     (tmp_path / "data").mkdir()
     written(tmp_path / "data" / "train.jsonl", [{"prompt": "Hi?", "response": "Hello."}])

@@ -60,7 +60,7 @@ def test_a_folder_says_why_it_has_no_gguf(tmp_path, name, tokenizer, more, reaso
     ],
 )
 def test_check_names_the_exports_before_any_training(tmp_path, tokenizer, method, template, line):
-    from distill.pipeline.forecast import _exports
+    from distill.pipeline.student_forecast import exports
     from distill.recipe import Student
 
     folder = tmp_path / "model"
@@ -69,4 +69,4 @@ def test_check_names_the_exports_before_any_training(tmp_path, tokenizer, method
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     if tokenizer is None:
         shutil.rmtree(folder)
-    assert _exports(Student(model=str(folder), template=template), method).startswith(line)
+    assert exports(Student(model=str(folder), template=template), method).startswith(line)

@@ -142,25 +142,51 @@ def test_what_is_there_is_not_overwritten(run, tmp_path):
         next_round.plan(run, tmp_path)
 
 
-def test_a_student_that_loses_nothing_needs_no_round(run, tmp_path):
-    write_rows(run / "answers.jsonl", ROWS[3:])
-    with pytest.raises(RunFolderError, match="loses on no prompt"):
-        next_round.plan(run, tmp_path)
+def measured(student: float, base: float, teacher: float, value: str = "win") -> dict:
+    """What is added to a row on which nothing is lost: its scores, and the outcome."""
+    scores = {"student": {"m": student}, "base": {"m": base}, "teacher": {"m": teacher}}
+    return {"outcome": {"by": "m", "value": value, "margin": 0.0}, "scores": scores}
 
 
-@pytest.mark.parametrize(("high", "planned"), [(0.7, 1), (1.1, 0)])
-def test_a_student_that_beats_its_base_everywhere_is_taught_more_where_it_gained_least(run, tmp_path, high, planned):
-    won = [{**row, "outcome": {"by": "m", "against": "base", "value": "win", "margin": 1.0 + at},
-            "coverage": {**row["coverage"], "verdict": "fine"}} for at, row in enumerate(ROWS[:3])]  # fmt: skip
-    write_rows(run / "answers.jsonl", won[::-1])
-    write_json(run / "scores.json", {"lead": "m", "metrics": {"m": {"gap_closed": {"share": 0.6, "high": high}}}})
-    if planned:
-        said = next_round.plan(run, tmp_path)
-        assert [line for line in said if "1 of those on which the student gained least" in line] == said[:1]
-        assert [seed["instruction"].split()[-2] for seed in seeds(tmp_path)[:3]] == ["oak", "elm", "ash"]
-    else:
-        with pytest.raises(RunFolderError, match="loses on no prompt"):
-            next_round.plan(run, tmp_path)
+def fine(run: Path, *extras: dict, **lead: float) -> None:
+    """Give the run rows on which nothing is lost, and the measure m, of which less is better."""
+    rows = [
+        {**row, "coverage": {**row["coverage"], "verdict": "fine"}, **one}
+        for row, one in zip(ROWS, extras, strict=False)
+    ]
+    write_rows(run / "answers.jsonl", rows)
+    entry = {"better": "lower", **({"gap_closed": lead} if lead else {})}
+    write_json(run / "scores.json", {"lead": "m", "metrics": {"m": entry}})
+
+
+def test_a_student_that_loses_nothing_is_taught_more_where_it_is_farthest_from_its_teacher(run, tmp_path):
+    fine(run, measured(0.5, 0.9, 0.4), measured(0.5, 0.9, 0.4), measured(0.9, 1.2, 0.3), share=0.6, high=0.7)
+    said = next_round.plan(run, tmp_path)
+    assert said[0] == "add seven and eleven: 1 of those on which the student is farthest from its teacher"
+    assert [seed["instruction"] for seed in seeds(tmp_path)[:2]] == ["Add two and nine.", "Add six and nine."]
+    assert "farthest from\n# its teacher" in (tmp_path / "first-next.yaml").read_text()
+
+
+def test_where_no_verdict_can_be_read_the_leading_measure_says_what_is_lost(run, tmp_path):
+    fine(run, measured(0.5, 0.9, 0.4, "unparsed"), measured(0.9, 0.6, 0.4, "unparsed"))
+    assert next_round.plan(run, tmp_path)[0].endswith(": 1 lost, 0 of them with nothing near in training")
+
+
+@pytest.mark.parametrize("share", [{}, {"share": 1.0, "high": 1.1}])
+def test_where_nothing_is_behind_more_of_the_same_is_planned_with_its_price(run, tmp_path, share):
+    fine(run, *([measured(0.3, 0.9, 0.3)] * 3), **share)
+    spent = [{"outcome": "kept", "completion_tokens": 3_000, "usd": 0.5}]
+    stages = {"expand": {"costs": spent}, "collect": {"costs": spent, "counts": {"tasks": 40}}}
+    write_json(run / "run.json", {"name": "first", "stages": stages})
+    assert next_round.plan(run, tmp_path, tasks=20) == [
+        "nothing says where the student is behind: 20 more tasks of the same",
+        "20 more tasks: about 3,000 answer tokens, USD 0.5000, as in this run",
+        f"next: distill run {tmp_path / 'first-next.yaml'}",
+    ]
+    loaded = load_recipe(tmp_path / "first-next.yaml")
+    assert (loaded.expand.tasks, loaded.sources, loaded.reuse) == (60, [], [str(run)])
+    assert loaded.collect.test.count == 0
+    assert not (tmp_path / "first-next-seeds.jsonl").exists()
 
 
 def test_a_run_that_was_not_compared_has_no_next_round(run, tmp_path):

@@ -135,8 +135,8 @@ def test_a_judge_of_its_own_is_asked_paid_and_accounted_for_once(tmp_path: Path)
         boss = teacher(other.url, "boss", price=PRICE)
         write(tmp_path, teacher(server.url, price=PRICE), judge=boss, curate=rules, collect={"test": 4})
         checked = distill(tmp_path, "check", "one.yaml").stdout
-        assert "curate: about 20 requests" in checked
-        assert "1,980 answer tokens, at most USD 1.99" in checked
+        assert "curate: at most 20 requests" in checked
+        assert "1,980 answer tokens, up to about USD 1.99" in checked
         first = distill(tmp_path, "run", "one.yaml")
         assert first.returncode == 0, first.stderr
         assert (server.count, other.count) == (20, 20)

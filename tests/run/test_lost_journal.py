@@ -38,7 +38,7 @@ def finished(folder: Path, server: MockServer, **more: object) -> None:
     assert distill(folder, "run", "one.yaml").returncode == 0
     shutil.copy(journal(folder), folder / "older.sqlite")
     write(folder, teacher(server.url, price=PRICE), tasks=20, **more)
-    assert distill(folder, "run", "one.yaml").returncode == 0
+    assert distill(folder, "run", "one.yaml", "--yes").returncode == 0
     assert server.count == 20
 
 
@@ -177,7 +177,7 @@ def test_a_stage_that_is_done_again_counts_all_that_was_ever_sent(tmp_path: Path
         finished(tmp_path, server)
         other = ("--set", "teacher.sampling.max_tokens=11")
         for options, sends in ((other, 40), ((), 40), (other, 40)):
-            assert distill(tmp_path, "run", "one.yaml", *options).returncode == 0
+            assert distill(tmp_path, "run", "one.yaml", "--yes", *options).returncode == 0
             assert (server.count, record(tmp_path)["sent"]["collect"]["sends"]) == (sends, sends)
         deleted(tmp_path)
         assert "has 0 of the 40 sends" in distill(tmp_path, "run", "one.yaml").stderr

@@ -92,7 +92,7 @@ def test_a_stage_that_was_cut_off_is_not_current(tmp_path):
 def test_a_folder_of_another_recipe_is_refused(tmp_path):
     finished(tmp_path)
     with (
-        pytest.raises(RunFolderError, match='holds the run "first", but this recipe is "second"'),
+        pytest.raises(RunFolderError, match=r'holds the run "first" of another recipe; this recipe \("second"\)'),
         record_module.opened(tmp_path, Recipe(name="second")),
     ):
         pass

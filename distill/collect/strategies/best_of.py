@@ -100,7 +100,8 @@ class BestOf:
                 return Asks(self.samples)
             pairs = self.samples * (self.samples - 1)
             requests, answers_read = (self.samples, self.samples) if self.judge == "scores" else (pairs, 2 * pairs)
-            return Asks(self.samples + requests, 130 * requests, answers_read, (JUDGE,))
+            judging = JUDGING if self.judge_sampling is None else self.judge_sampling.sampling()
+            return Asks(self.samples + requests, 130 * requests, answers_read, (JUDGE,), (judging,))
 
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options

@@ -94,7 +94,8 @@ class Instances:
         @property
         def asks(self) -> Asks:
             """Two requests with some worked tasks in each."""
-            return Asks(2, 1600)
+            own = self.sampling.sampling()
+            return Asks(2, 1600, samplings=(replace(own, max_tokens=own.max_tokens or max(MAX_TOKENS.values())),))
 
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options

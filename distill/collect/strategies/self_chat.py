@@ -59,8 +59,9 @@ class SelfChat:
             """One request, or two per exchange, whose prompts contain the dialogue so far."""
             if self.dialogue == "transcript":
                 return Asks(1, 220)
-            count = self.exchanges
-            return Asks(2 * count, 130 * count, count + 2 * count * (count - 1))
+            count, visiting = self.exchanges, self.user_sampling
+            samplings = () if visiting is None else (visiting.sampling(),)
+            return Asks(2 * count, 130 * count, count + 2 * count * (count - 1), samplings=samplings)
 
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options

@@ -55,8 +55,9 @@ class UserSimulator:
         @property
         def asks(self) -> Asks:
             """Two requests per exchange of the longest conversation, whose prompts contain it so far."""
-            count = self.max_rounds
-            return Asks(2 * count, 230 * count, count + 2 * count * (count - 1), (USER,))
+            count, playing = self.max_rounds, self.user_sampling
+            samplings = () if playing is None else (playing.sampling(),)
+            return Asks(2 * count, 230 * count, count + 2 * count * (count - 1), (USER,), samplings)
 
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options

@@ -75,7 +75,10 @@ class ProviderError(Exception):
 
 
 class Provider(Protocol):
-    """Interface between the engine and an endpoint."""
+    """Interface between the engine and an endpoint.
+
+    One with an attribute `is_ours` that is true runs on this machine for this run alone: sends to it may be given up.
+    """
 
     @property
     def endpoint(self) -> Endpoint:

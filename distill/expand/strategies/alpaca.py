@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Ask, ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, PoolGrowth, ProposalCost, SeededOptions
 from distill.expand.seeds import Seed
 from distill.text.wrappers import is_no_input, without_rulers
 from distill.types import Completion, Failure, Flow, Request, Task
@@ -56,7 +56,7 @@ class Alpaca(PoolGrowth):
     - no logit bias against an early end, which few endpoints support: `sampling.extra_body` can set it.
     """
 
-    class Options(PoolOptions):
+    class Options(SeededOptions):
         """Options of `expand: {strategy: alpaca}`."""
 
         sampling: BatchSampling = BatchSampling()
@@ -80,9 +80,9 @@ class Alpaca(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Estimate: half of a batch is admitted, at 80 tokens per block."""
+            """Estimate: 80 tokens per block."""
             new = self.batch - self.shown
-            return ProposalCost(new / 2, 250 + 80 * self.shown, min(80 * new, self.sampling.max_tokens or 80 * new))
+            return ProposalCost(new, 250 + 80 * self.shown, 80 * new, samplings=(self.sampling.sampling(),))
 
     options: Options
 

@@ -65,8 +65,8 @@ class Attributes(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Estimate: two of three tasks are admitted, at 50 tokens per task."""
-            return ProposalCost(self.new_tasks * 2 / 3, 130, 50 * self.new_tasks)
+            """Estimate: 50 tokens per task."""
+            return ProposalCost(self.new_tasks, 130, 50 * self.new_tasks, samplings=(self.sampling.sampling(),))
 
     options: Options
 

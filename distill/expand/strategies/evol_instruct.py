@@ -14,7 +14,7 @@ from pydantic import Field
 from distill import recipe
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
+from distill.expand.pool import ExpansionSampling, OwnRule, PoolGrowth, ProposalCost, SeededOptions
 from distill.expand.seeds import Seed, seed_text
 from distill.text.echoes import instructions, repeats_prompt
 from distill.text.thinking import split_thoughts
@@ -90,7 +90,7 @@ class EvolInstruct(PoolGrowth):
     temperature 0.7), one of them sensible; as the judge it gave a verdict in 11 of 57 replies.
     """
 
-    class Options(PoolOptions):
+    class Options(SeededOptions):
         """Options of `expand: {strategy: evol_instruct}`."""
 
         sampling: EvolvingSampling = EvolvingSampling()
@@ -115,11 +115,14 @@ class EvolInstruct(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Estimate: three of four evolutions are admitted; the trial answers cost most."""
+            """Estimate: an evolution has 60 tokens, its trial answer 100."""
             compares, answers = "equal" in self.eliminate, bool({"sorry", "no_words"} & set(self.eliminate))
             prompt = 180 + 220 * compares + 80 * answers
             roles = (JUDGE,) if compares else ()
-            return ProposalCost(0.75, prompt, 100 + 8 * compares + 300 * answers, 1 + compares + answers, roles)
+            judging = JUDGING if self.judge_sampling is None else _greedy(self.judge_sampling.sampling())
+            further = [*([judging] if compares else []), *([self.answer.sampling()] if answers else [])]
+            samplings = (self.sampling.sampling(), *further)
+            return ProposalCost(1, prompt, 60 + compares + 100 * answers, len(samplings), roles, samplings)
 
     options: Options
 

@@ -95,8 +95,8 @@ class Magpie(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Measured with the embedded teacher: half are admitted, at 25 tokens; other teachers need 40."""
-            return ProposalCost(0.5, 10, 40)
+            """Measured with the embedded teacher: 25 tokens per task."""
+            return ProposalCost(1, 10, 25, samplings=(self.sampling.sampling(),))
 
     options: Options
 

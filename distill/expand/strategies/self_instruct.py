@@ -11,7 +11,7 @@ from pydantic import Field
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Ask, ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, PoolGrowth, ProposalCost, SeededOptions
 from distill.expand.seeds import Seed
 from distill.types import Completion, Failure, Flow, Request, Task
 
@@ -40,7 +40,7 @@ class SelfInstruct(PoolGrowth):
     - the nearest text is recorded with its score, in place of the ten nearest and the mean over all.
     """
 
-    class Options(PoolOptions):
+    class Options(SeededOptions):
         """Options of `expand: {strategy: self_instruct}`."""
 
         sampling: ExpansionSampling = ExpansionSampling()
@@ -60,8 +60,8 @@ class SelfInstruct(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Measured with the embedded teacher and the shipped seeds; a stronger teacher yields more."""
-            return ProposalCost(2.5 * self.new_tasks / 6, 220, 18 * self.new_tasks)
+            """Measured with the embedded teacher: 14 tokens per task."""
+            return ProposalCost(self.new_tasks, 220, 14 * self.new_tasks, samplings=(self.sampling.sampling(),))
 
     options: Options
 

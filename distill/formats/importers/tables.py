@@ -10,6 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from distill.core import console
 from distill.core.extras import install
 from distill.errors import MissingPackage, RecipeError, one_line
 from distill.formats.containers import rows
@@ -54,6 +55,10 @@ def _split(address: Address, names: Sequence[str]) -> str:
     if split not in names:
         raise RecipeError(
             f'{address.path}: no split "{split}"; give --split (in a recipe `split:`): {", ".join(names)}'
+        )
+    if address.split is None and (others := [name for name in names if name != split]):
+        console.say(
+            f"{address.name}: the split {split} is read, not {', '.join(others)} (--split, in a recipe `split:`)"
         )
     return split
 

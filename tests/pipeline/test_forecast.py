@@ -1,0 +1,89 @@
+"""What `check` says of requests, tokens and USD holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill.core.jsonl import write_rows
+from distill.pipeline.forecast import lines
+from distill.pipeline.parts import load_recipe
+from distill.types import Task
+
+TEACHER = {"model": "m", "base_url": "http://127.0.0.1:9/v1", "terms": "ours", "sampling": {"max_tokens": 96}}
+PRICE = {"input": 0.15, "output": 0.6}
+STUDENT = {"student": {"model": "smollm2"}, "train": {}}
+
+
+def forecast(folder: Path, run: Path | None = None, **sections: Any) -> list[str]:
+    """The lines of `check` for a recipe with a teacher, 12 seeds and 10 tasks beside it."""
+    (folder / "seeds.txt").write_text("".join(f"Say how to mend part {one} of a bike.\n" for one in range(12)))
+    (folder / "tasks.txt").write_text("".join(f"Mend part {one}.\n" for one in range(10)))
+    (folder / "rows.jsonl").write_text(json.dumps({"prompt": "Mend it.", "answer": "Done."}))
+    document = {"name": "told", "teacher": {**TEACHER, "price": PRICE}, **sections}
+    path = folder / "told.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in document.items() if value is not None}))
+    return lines(load_recipe(path), probed=False, run=run)[1:]
+
+
+EXPAND = {"strategy": "self_instruct", "seeds": "seeds.txt", "tasks": 30}
+
+
+def test_an_expansion_has_a_range_that_holds_51_requests_and_6087_tokens_with_twelve_seeds(tmp_path: Path) -> None:
+    line, time = forecast(tmp_path, expand=EXPAND)
+    assert line == (
+        "expand: 5 to 66 requests, 1,100 to 14,520 prompt tokens, 420 to 13,200 answer tokens, USD 0.0004 to 0.0101; "
+        "if up to 90% of the candidates are refused, no upper bound (budget_usd is the cap)"
+    )
+    assert time.startswith("teacher time: about 0.6 min at 5 s an answer and up to 32 in flight")
+
+
+@pytest.mark.parametrize(
+    ("brought", "told"),
+    [((2, 0, 1, 3), "14 to 45 requests"), ((0,), "5 to 66 requests"), ((6, 6, 6, 5), "5 to 10 requests")],
+)
+def test_what_a_run_has_brought_narrows_the_range(tmp_path: Path, brought: tuple[int, ...], told: str) -> None:
+    meta = [{"strategy": "self_instruct", "request": number} for number in range(24)]
+    admitted = [
+        Task(f"{n}.{m}", "Mend.", meta=one) for n, one in enumerate(meta) for m in range(brought[n % len(brought)])
+    ]
+    write_rows(tmp_path / "tasks.jsonl", admitted)
+    write_rows(tmp_path / "refused.jsonl", [Task(f"{n}.9", "", meta=one) for n, one in enumerate(meta)])
+    assert told in forecast(tmp_path, tmp_path, expand=EXPAND)[0]
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"strategy": "answer"}, "at most 10 requests, about 130 prompt tokens, at most 960 answer tokens"),
+        ({"strategy": "best_of", "samples": 2}, "at most 40 requests, about 8,240 prompt tokens, at most 10,240 "),
+        ({"strategy": "instances"}, "at most 20 requests, about 16,260 prompt tokens, at most 7,000 answer tokens"),
+        (
+            {"strategy": "user_simulator", "max_rounds": 3, "user_sampling": {}},
+            "no bound on answer tokens, no bound on",
+        ),
+    ],
+)
+def test_the_longest_answer_of_any_request_bounds_them_all(
+    tmp_path: Path, sections: Mapping[str, Any], told: str
+) -> None:
+    assert told in forecast(tmp_path, collect={"tasks": "tasks.txt", "test": 0, **sections})[0]
+
+
+def test_compare_is_bounded_by_its_own_sampling_and_counts_every_endpoint(tmp_path: Path) -> None:
+    compare = {"sampling": {"max_tokens": 400}, "base": {**TEACHER, "price": PRICE}}
+    told = forecast(tmp_path, collect={"tasks": "tasks.txt", "test": 4}, compare=compare, **STUDENT)
+    assert told[1].startswith("compare: at most 4 requests, about 52 prompt tokens, at most 1,600 answer tokens")
+    assert told[2].startswith("compare (base): at most 4 requests, about 52 prompt tokens, at most 1,600 answer tokens")
+
+
+def test_without_a_teacher_nothing_is_asked_and_nothing_paid(tmp_path: Path) -> None:
+    rows = [{"path": "rows.jsonl", "from": "prompt_response"}]
+    told = forecast(tmp_path, teacher=None, sources=rows, test=2, compare={}, **STUDENT)
+    assert told[0] == "no teacher, judge or endpoint is asked: nothing is paid"
+    assert "USD" not in "".join(told)
