@@ -71,8 +71,8 @@ class StageForecast:
     """Approximate number per request."""
     answer_tokens: int | None
     """Upper bound per request; `None` where the length of answers is not bounded."""
-    shortest: int = 0
-    """Expected answer tokens of a request, at least."""
+    fewest_tokens: int = 0
+    """Expected answer tokens of the fewest requests, at least."""
     note: str = ""
     at_once: int | None = None
     """Requests in flight on average, where fewer than the recipe's concurrency."""
@@ -82,29 +82,29 @@ class StageForecast:
         if not self.requests:
             return f"{self.stage}: no requests"
         if self.fewest is None:
-            most = self._most(self.requests)
+            most = self._most()
             bound = "no bound on" if most is None else f"at most {most:,}"
             prompts = f"about {self.requests * self.prompt_tokens:,} prompt tokens"
             return f"{self.stage}: at most {self.requests:,} requests, {prompts}, {bound} answer tokens, {self._cost()}"
         prompts = amount(self.fewest * self.prompt_tokens, self.requests * self.prompt_tokens)
-        answers = amount(self.fewest * self.shortest, self._most(self.requests))
+        answers = amount(self.fewest_tokens, self._most())
         return (
             f"{self.stage}: {amount(self.fewest, self.requests)} requests, {prompts} prompt tokens, {answers} answer "
             f"tokens, {self._cost()}; {self.note}, no upper bound (budget_usd is the cap)"
         )
 
-    def _most(self, requests: int) -> int | None:
-        return None if self.answer_tokens is None else requests * self.answer_tokens
+    def _most(self) -> int | None:
+        return None if self.answer_tokens is None else self.requests * self.answer_tokens
 
     def _cost(self) -> str:
         if any(model.price is None for model in self.models):
             return "no price in the recipe"
-        if self.answer_tokens is None:
+        if (tokens := self._most()) is None:
             return "no bound on USD"
-        most = self._usd(self.requests, self.answer_tokens)
+        most = self._usd(self.requests, tokens)
         if self.fewest is None:
             return f"up to about {money(most, most)}"
-        return money(self._usd(self.fewest, self.shortest), most)
+        return money(self._usd(self.fewest, self.fewest_tokens), most)
 
     def _usd(self, requests: int, answer_tokens: int) -> float:
         """USD by each model's price and share."""
@@ -112,8 +112,7 @@ class StageForecast:
         return sum(
             model.weight
             / weights
-            * requests
-            * (self.prompt_tokens * model.price.input + answer_tokens * model.price.output)
+            * (requests * self.prompt_tokens * model.price.input + answer_tokens * model.price.output)
             / 1e6
             for model in self.models
             if model.price is not None
@@ -181,7 +180,7 @@ def _expanding(recipe: Recipe, run: Path | None) -> StageForecast:
         requests=high * cost.requests + cost.once,
         prompt_tokens=cost.prompt_tokens // cost.requests,
         answer_tokens=bound,
-        shortest=min(cost.completion_tokens // cost.requests, bound or cost.completion_tokens),
+        fewest_tokens=low * min(cost.completion_tokens, (bound or cost.completion_tokens) * cost.requests),
         note=note,
         at_once=getattr(options, "window", None) or (FEWEST_OUTSTANDING + window) // 2,
     )
@@ -337,8 +336,8 @@ def _times(plans: Sequence[StageForecast], recipe: Recipe) -> list[str]:
         return ["teacher time: a batch is answered within 24 hours"]
     if teacher.serve is not None and teacher.model in EMBEDDED:
         slow, fast = TOKENS_PER_SECOND
-        fewest = sum((plan.fewest or plan.requests) * (plan.shortest or plan.answer_tokens or 0) for plan in plans)
         most = sum(plan.requests * (plan.answer_tokens or 0) for plan in plans)
+        fewest = sum(plan.fewest_tokens or plan.requests * (plan.answer_tokens or 0) for plan in plans)
         return [f"teacher time: about {fewest / fast / 60:.1f} to {most / slow / 60:.1f} min on two CPU cores"]
     requests = sum(plan.requests for plan in plans)
     tokens = sum(plan.requests * (plan.prompt_tokens + (plan.answer_tokens or 0)) for plan in plans)

@@ -20,7 +20,7 @@ from distill.compare.training_overlap import asked_of
 from distill.core.files import to_json, write_atomically
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
 from distill.engine.progress import money
-from distill.errors import RecipeError, RunFolderError
+from distill.errors import RunFolderError
 from distill.expand.seeds import load_seeds
 from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
@@ -77,15 +77,20 @@ class Cluster:
 def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, each: int = 6) -> list[str]:
     """Write NAME-next.yaml, and NAME-next-seeds.jsonl where it has seeds of its own, into the folder `out`.
 
-    Returns lines about them. `each` is the most seeds per cluster. Raises `RunFolderError` where the run was not
-    compared, has no row that may be a seed, or a file exists already, `RecipeError` where its recipe has no teacher.
+    Returns lines about them; without a teacher in the recipe, only these. `each` is the most seeds per cluster. Raises
+    `RunFolderError` where the run was not compared, has no row that may be a seed, or a file exists already.
     """
     recipe = load_recipe(run)
     say_which(run, recipe)
-    if recipe.main_teacher is None:
-        raise RecipeError(f"{run}: its recipe has no `teacher` to collect from; add one, or more rows to its `sources`")
     rows, what = _prompts_to_train(run)
     selection = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
+    count = tasks or (recipe.expand.tasks if recipe.expand is not None else 100)
+    lines = [_line(cluster, what) for cluster in selection] or [_LINES[what].format(tasks=count)]
+    if recipe.main_teacher is None:
+        return [
+            *lines,
+            f"{run}: its recipe has no `teacher` to collect from; add one, or more such rows to its `sources`",
+        ]
     goes_on = not selection and recipe.expand is not None
     seeds = [] if goes_on else _all_seeds(run, recipe, selection, each)
     name = f"{recipe.name[:59]}-next"
@@ -93,18 +98,13 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     for path in (recipe_file, seeds_file):
         if path.exists():
             raise RunFolderError(f"{path} is there already; remove it, or give another --out")
-    before = recipe.expand.tasks if recipe.expand is not None else 100
-    document = _recipe(recipe, run.resolve(), name, None if goes_on else seeds_file, tasks or before)
+    document = _recipe(recipe, run.resolve(), name, None if goes_on else seeds_file, count)
     out.mkdir(parents=True, exist_ok=True)
     if seeds:
         write_rows(seeds_file, seeds)
+        lines.append(f"{seeds_file}: {len(seeds)} seeds")
     write_atomically(recipe_file, [_head(run, what), document])
-    return [
-        *([_line(cluster, what) for cluster in selection] or [_LINES[what].format(tasks=tasks or before)]),
-        *([f"{seeds_file}: {len(seeds)} seeds"] if seeds else []),
-        _price(run, tasks or before),
-        f"next: distill run {recipe_file}",
-    ]
+    return [*lines, _price(run, count), f"next: distill run {recipe_file}"]
 
 
 def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], Ground]:

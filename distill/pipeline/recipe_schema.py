@@ -53,7 +53,7 @@ _UNITS = {
         "top_p max_failed plain_inputs dropout warmup share min_probability duplicate_lines duplicate_line_chars"
         " duplicate_paragraphs duplicate_paragraph_chars top_n_grams duplicate_n_grams"
     ),
-    "similarity, 0 to 1": "rouge_l near jaccard cosine",
+    "similarity, 0 to 1": "rouge_l near jaccard cosine on_topic",
     "requests": "concurrency window topic_requests",
     "tasks": "tasks new_tasks",
     "topics": "topics_each",

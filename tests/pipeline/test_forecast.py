@@ -37,7 +37,7 @@ EXPAND = {"strategy": "self_instruct", "seeds": "seeds.txt", "tasks": 30}
 def test_an_expansion_has_a_range_that_holds_51_requests_and_6087_tokens_with_twelve_seeds(tmp_path: Path) -> None:
     line, time = forecast(tmp_path, expand=EXPAND)
     assert line == (
-        "expand: 5 to 66 requests, 1,100 to 14,520 prompt tokens, 420 to 13,200 answer tokens, USD 0.0004 to 0.0101; "
+        "expand: 5 to 66 requests, 1,100 to 14,520 prompt tokens, 300 to 13,200 answer tokens, USD 0.0003 to 0.0101; "
         "if up to 90% of the candidates are refused, no upper bound (budget_usd is the cap)"
     )
     assert time.startswith("teacher time: about 0.6 min at 5 s an answer and up to 32 in flight")

@@ -11,7 +11,7 @@ import yaml
 from distill.core.files import write_json
 from distill.core.jsonl import write_rows
 from distill.engine.journal.store import Journal
-from distill.errors import RecipeError, RunFolderError
+from distill.errors import RunFolderError
 from distill.expand.seeds import load_seeds
 from distill.pipeline import next_round
 from distill.pipeline.forecast import lines
@@ -195,7 +195,7 @@ def test_a_run_that_was_not_compared_has_no_next_round(run, tmp_path):
         next_round.plan(run, tmp_path)
 
 
-def test_without_a_teacher_there_is_nobody_to_ask(run, tmp_path):
+def test_without_a_teacher_only_what_is_lost_is_told(run, tmp_path):
     write_rows(tmp_path / "q.jsonl", [{"id": "a", "prompt": "Hi."}])
     for model in ("base", "student", "teacher"):
         write_rows(tmp_path / f"{model}.jsonl", [{"id": "a", "text": "Ho."}])
@@ -205,5 +205,7 @@ def test_without_a_teacher_there_is_nobody_to_ask(run, tmp_path):
         + "".join(f"    {model}: {tmp_path}/{model}.jsonl\n" for model in ("base", "student", "teacher")),
         encoding="utf-8",
     )
-    with pytest.raises(RecipeError, match="no `teacher` to collect from"):
-        next_round.plan(run, tmp_path)
+    *lost, last = next_round.plan(run, tmp_path)
+    assert len(lost) == 2
+    assert last.endswith("no `teacher` to collect from; add one, or more such rows to its `sources`")
+    assert not (tmp_path / "first-next.yaml").exists()

@@ -80,9 +80,9 @@ class Alpaca(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Estimate: 80 tokens per block."""
+            """Estimate: 40 tokens per block."""
             new = self.batch - self.shown
-            return ProposalCost(new, 250 + 80 * self.shown, 80 * new, samplings=(self.sampling.sampling(),))
+            return ProposalCost(new, 250 + 80 * self.shown, 40 * new, samplings=(self.sampling.sampling(),))
 
     options: Options
 

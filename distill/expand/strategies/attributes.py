@@ -65,8 +65,8 @@ class Attributes(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Estimate: 50 tokens per task."""
-            return ProposalCost(self.new_tasks, 130, 50 * self.new_tasks, samplings=(self.sampling.sampling(),))
+            """Estimate: 20 tokens per task."""
+            return ProposalCost(self.new_tasks, 130, 20 * self.new_tasks, samplings=(self.sampling.sampling(),))
 
     options: Options
 

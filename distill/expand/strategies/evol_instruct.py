@@ -115,14 +115,14 @@ class EvolInstruct(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Estimate: an evolution has 60 tokens, its trial answer 100."""
+            """Estimate: an evolution has 20 tokens, and so has its trial answer."""
             compares, answers = "equal" in self.eliminate, bool({"sorry", "no_words"} & set(self.eliminate))
             prompt = 180 + 220 * compares + 80 * answers
             roles = (JUDGE,) if compares else ()
             judging = JUDGING if self.judge_sampling is None else _greedy(self.judge_sampling.sampling())
             further = [*([judging] if compares else []), *([self.answer.sampling()] if answers else [])]
             samplings = (self.sampling.sampling(), *further)
-            return ProposalCost(1, prompt, 60 + compares + 100 * answers, len(samplings), roles, samplings)
+            return ProposalCost(1, prompt, 20 + compares + 20 * answers, len(samplings), roles, samplings)
 
     options: Options
 

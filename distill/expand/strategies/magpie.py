@@ -95,8 +95,8 @@ class Magpie(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Measured with the embedded teacher: 25 tokens per task."""
-            return ProposalCost(1, 10, 25, samplings=(self.sampling.sampling(),))
+            """Estimate: 10 tokens per task (25 by the embedded teacher)."""
+            return ProposalCost(1, 10, 10, samplings=(self.sampling.sampling(),))
 
     options: Options
 

@@ -78,10 +78,10 @@ class Topics(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Estimate: 80 tokens per task; the lists of topics come first."""
+            """Estimate: 20 tokens per task; the lists of topics come first."""
             lists = 0 if self.topics or self.topics_file else self.topic_requests
             prompt, samplings = 120 + 8 * self.new_tasks, (self.sampling.sampling(),)
-            return ProposalCost(self.new_tasks, prompt, 80 * self.new_tasks, samplings=samplings, once=lists)
+            return ProposalCost(self.new_tasks, prompt, 20 * self.new_tasks, samplings=samplings, once=lists)
 
     options: Options
 
