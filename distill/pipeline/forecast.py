@@ -301,7 +301,7 @@ def cost(plans: Sequence[StageForecast], recipe: Recipe, *, flows: int | None = 
         return f"{count}, no price in the recipe"
     if any(plan.answer_tokens is None for plan in plans):
         return f"{count}, no bound on USD"
-    usd = sum(plan._usd(plan.requests, plan.answer_tokens or 0) for plan in plans) * min(1.0, requests / whole)
+    usd = sum(plan._usd(plan.requests, plan._most() or 0) for plan in plans) * min(1.0, requests / whole)
     return f"{count}, up to about {money(usd, usd)}"
 
 
