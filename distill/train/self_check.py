@@ -127,8 +127,8 @@ def _ways(
         losses = attempt(trainer.token_losses, dict(row), way)
         agrees = way == "own" or (losses is not None and _near(trainer, expected, losses.detach()))
         yield way, agrees
-        if agrees and losses is not None:
-            mine = attempt(_gradients, trainer, losses)
+        if agrees:
+            mine = None if losses is None else attempt(_gradients, trainer, losses)
             yield "gradients", mine is not None and _gradients_agree(trainer, gradients, mine)
             return
 
