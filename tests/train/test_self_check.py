@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.tiny import save_tiny_model
 from tests.support.training import SESSIONS, built, options
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.model
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    model = str(save_tiny_model(tmp_path_factory.mktemp("tiny") / "model", layers=2))
+    return built(model, sessions=SESSIONS[:4], options=options(method="lora", neftune_alpha=5.0, lora={"dropout": 0.1}))
+
+
 @pytest.fixture
-def trainer(tiny):
-    return built(tiny, sessions=SESSIONS[:4], options=options(method="lora", neftune_alpha=5.0, lora={"dropout": 0.1}))
+def trainer(shared):
+    """One that no test has changed."""
+    micro_tokens = shared.micro_tokens
+    yield shared
+    shared.use_kernels()
+    shared.lay_out(packed=True)
+    shared.adopt(shared.checked.verdicts)
+    shared.micro_tokens = micro_tokens
 
 
 def check(trainer):
@@ -32,6 +45,7 @@ def test_gradients_that_are_not_those_of_autograd_switch_the_kernels_off(trainer
 
     trainer.use_kernels = wrong
     checked = check(trainer)
+    del trainer.use_kernels
     assert checked.verdicts["kernel"] is True
     assert checked.verdicts["gradients"] is False
     assert (trainer.kernels, trainer.way) == ({}, "own")
@@ -65,8 +79,10 @@ def test_added_tokens_that_were_never_trained_are_named(trainer):
 
     causal, tokenizer = causal_of(trainer.model), trainer.processing_class
     weight = causal.get_input_embeddings().weight
+    before, mark = weight.detach().clone(), tokenizer.convert_tokens_to_ids("<|im_start|>")
     for untrained in (torch.zeros_like(weight[0]), weight.mean(0)):
         with torch.no_grad():
-            weight[tokenizer.convert_tokens_to_ids("<|im_start|>")] = untrained
+            weight[mark] = untrained
         (line,) = row_check.findings(causal, trainer.ids, trainer.examples, tokenizer)
         assert line.startswith("the rows hold <|im_start|>, whose embeddings look untrained")
+    weight.data = before
