@@ -120,7 +120,7 @@ ARCHS: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("Arcee", _BASE),
     "apertus": ("Apertus", _BASE),
     "bitnet": ("BitNet", _BASE),
-    "seed_oss": ("SeedOss", _BASE),
+    "seed_oss": ("SeedOss", {**_BASE, "attention_dropout": 0.0}),
     "nanochat": ("NanoChat", _BASE),
     "jais2": ("Jais2", _BASE),
     "biogpt": ("BioGpt", {**_BASE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
@@ -145,7 +145,7 @@ ARCHS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": (
         "DeepseekV3",
         {
-            **_BASE, **_LATENT, **_MOE, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
+            **_BASE, **_LATENT, **_MOE, "head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
             "first_k_dense_replace": 1,
         },
     ),
@@ -235,15 +235,15 @@ ARCHS: dict[str, tuple[str, dict[str, Any]]] = {
 """By name, the prefix of the classes, and the configuration."""
 
 
-def save_arch(name: str, folder: Path) -> Path:
-    """Write a family's model and the tokenizer to a folder, as a user would have it."""
+def save_arch(name: str, folder: Path, **changes: Any) -> Path:
+    """Write a family's model, with changes of its configuration, and the tokenizer to a folder, as a user has it."""
     import torch
     import transformers
 
     from distill.models import loading
 
     prefix, settings = ARCHS[name]
-    config = getattr(transformers, f"{prefix}Config")(**settings)
+    config = getattr(transformers, f"{prefix}Config")(**settings | changes)
     kinds = (f"{prefix.removesuffix('Text')}{ending}" for ending in ("ForCausalLM", "LMHeadModel"))
     if "text_config" in settings:
         kinds = (f"{prefix}ForConditionalGeneration",)
