@@ -82,12 +82,9 @@ def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[
     works = _works(plan_of(lengths, options, settings.seed), lengths, layout, options)
     yield _rows(usable, len(sessions), len(held_out), len(usable.ids) - len(examples.ids) - len(held_out))
     say("making one pass of the largest batch, in a process of its own …")
-    try:
-        as_fitted = options.model_copy(update={"micro_batch_tokens": layout.tokens})
-        measurement = _measured(base, indices, examples, works, as_fitted, settings.seed)
-        failure, name = "", measurement.layout
-    except ModelError as error:
-        measurement, failure, name = None, str(error), next(iter(works))
+    as_fitted = options.model_copy(update={"micro_batch_tokens": layout.tokens})
+    measurement = _measured(base, indices, examples, works, as_fitted, settings.seed)
+    name = measurement.layout if isinstance(measurement, StepMeasurement) else next(iter(works))
     work = works[name]
     yield _tokens(examples, work)
     yield _steps(work, options)
@@ -101,10 +98,10 @@ def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[
         one = _pass(largest, shape, layout, packed=name == "packed", width=width, gpu=room is not None)
         yield _formula(estimate(shape, options, one))
         lora_bytes = estimate(shape, options, one, method="lora").total
-    if measurement is None:
-        yield f"not measured: {failure}"
-    else:
+    if isinstance(measurement, StepMeasurement):
         yield from _of_pass(work, options, measurement, lora_bytes)
+    else:
+        yield f"not measured: {measurement}"
 
 
 def _works(steps: PackingPlan, lengths: Sequence[int], layout: Fit, options: TrainOptions) -> Mapping[Layout, Work]:
@@ -125,11 +122,15 @@ def _measured(
     works: Mapping[Layout, Work],
     options: TrainOptions,
     seed: int,
-) -> StepMeasurement:
-    """One real pass, of the largest batch in the layout that the self-check chooses."""
+) -> StepMeasurement | ModelError:
+    """One real pass, of the largest batch in the layout that the self-check chooses; or why there is none."""
     rows = sorted({row for work in works.values() for row in work.largest})
     largest = {name: [rows.index(row) for row in work.largest] for name, work in works.items()}
-    return measured_pass(base, layers, [examples.examples[row] for row in rows], options, seed, largest=largest)
+    chosen = [examples.examples[row] for row in rows]
+    try:
+        return measured_pass(base, layers, chosen, options, seed, largest=largest)
+    except ModelError as error:
+        return error
 
 
 def _pass(largest: Sequence[Example], shape: Shape, layout: Fit, *, packed: bool, width: int, gpu: bool) -> Pass:

@@ -233,7 +233,7 @@ _CLAUSES = {
 
 
 def _differences(trainer: Trainer, verdicts: dict[str, bool]) -> Iterator[str]:
-    if not verdicts.get("fused", True):
+    if verdicts.get("gradients", True) and not verdicts.get("fused", True):
         yield "the output head is more than a linear layer, so the loss is that of the model's own forward"
     yield from (clause for name, clause in _CLAUSES.items() if not verdicts.get(name, True))
 

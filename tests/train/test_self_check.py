@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from tests.support.tiny import save_tiny_model
@@ -34,22 +36,31 @@ def check(trainer):
     return self_check.check(trainer, trainer.ids, trainer.processing_class, method="lora")
 
 
-def test_gradients_that_are_not_those_of_autograd_switch_the_kernels_off(trainer):
+def detached(x, own):
+    return own(x).detach()
+
+
+def failing(x, own):
+    raise RuntimeError("a view is being modified inplace")
+
+
+@pytest.mark.parametrize(("fault", "is_right"), [(detached, True), (failing, False)])
+def test_kernels_without_a_gradient_or_that_a_model_fails_with_are_off(trainer, fault, is_right):
     real = trainer.use_kernels
 
     def wrong(earlier=None):
-        """Kernels of which one has the right output and no gradient."""
+        """Kernels of which one is at fault."""
         real(earlier)
         norm = next(one for name, one in trainer.model.named_modules() if name.endswith("layers.1.input_layernorm"))
-        norm.forward = lambda x, own=norm.forward: own(x).detach()
+        norm.forward = partial(fault, own=norm.forward)
 
     trainer.use_kernels = wrong
     checked = check(trainer)
     del trainer.use_kernels
-    assert checked.verdicts["kernel"] is True
-    assert checked.verdicts["gradients"] is False
+    assert (checked.verdicts["kernel"], checked.verdicts["gradients"]) == (is_right, False)
     assert (trainer.kernels, trainer.way) == ({}, "own")
-    assert "our kernels' gradients are not those of plain autograd" in checked.line()
+    (finding,) = checked.findings
+    assert finding.startswith("our kernels' gradients are not those of plain autograd")
 
 
 def test_weights_random_state_and_mode_stay_as_they_were(trainer):

@@ -120,7 +120,7 @@ ARCHS: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("Arcee", _BASE),
     "apertus": ("Apertus", _BASE),
     "bitnet": ("BitNet", _BASE),
-    "seed_oss": ("SeedOss", {**_BASE, "attention_dropout": 0.0}),
+    "seed_oss": ("SeedOss", {**_BASE, "attention_dropout": 0.0, "residual_dropout": 0.0}),
     "nanochat": ("NanoChat", _BASE),
     "jais2": ("Jais2", _BASE),
     "biogpt": ("BioGpt", {**_BASE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
@@ -198,7 +198,6 @@ ARCHS: dict[str, tuple[str, dict[str, Any]]] = {
         "RecurrentGemma", {**_BASE, "num_key_value_heads": 1, "lru_width": 64, "attention_window_size": 16}
     ),
     "rwkv": ("Rwkv", {**_IDS, "hidden_size": 64, "num_hidden_layers": 2, "context_length": 256}),
-    "xlstm": ("xLSTM", {**_IDS, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 4}),
     "gemma3-vl": (
         "Gemma3",
         {
