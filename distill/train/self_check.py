@@ -23,7 +23,7 @@ from distill.models.alone import can_batch
 from distill.models.chat_template import IGNORED, Example
 from distill.models.generation import Batch
 from distill.models.pruning import decoder_of
-from distill.models.quantization import require_right_gradients, unpacked
+from distill.models.quantization import packed_layers, require_right_gradients, unpacked
 from distill.models.third_party import first_line, quietly
 from distill.models.trial import FAULTS, attempt, is_mistake, is_near
 from distill.train import row_check
@@ -158,8 +158,9 @@ def _own_results(trainer: Trainer, row: dict[str, Any]) -> tuple[Tensor, Sequenc
         if is_mistake(error):
             raise
         name = trainer.model.config.model_type
+        remedy = "; use train.method: lora" if packed_layers(trainer.model) else ""
         raise ModelError(
-            f"a {name} model cannot be trained with these options: its own forward fails ({first_line(error)})"
+            f"a {name} model cannot be trained with these options: its own forward fails ({first_line(error)}){remedy}"
         ) from error
 
 
