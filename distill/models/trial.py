@@ -27,9 +27,10 @@ def attempt(function: Callable[..., _Result], *args: Any) -> _Result | None:
 
 
 def is_mistake(error: Exception) -> bool:
-    """Whether one of `FAULTS` is a programming error of this package, or a lack of memory: no property of a model.
+    """Whether one of `FAULTS` says nothing of a model: a programming error of this package, or a lack of memory.
 
-    Our own code raised it, then. Errors of torch's operators (`RuntimeError`) have no frame of their own.
+    A programming error is raised in our own code. So are errors of torch's operators, which have no frame of their own,
+    but they are of type `RuntimeError`.
     """
     if isinstance(error, RuntimeError):
         return isinstance(error, torch.OutOfMemoryError)
