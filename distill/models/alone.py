@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from distill.core import console
 from distill.engine.providers import ProviderError, one_line
 from distill.models.third_party import quietly
-from distill.models.trial import FAULTS, is_near
+from distill.models.trial import FAULTS, attempt, is_mistake, is_near
 from distill.types import Sampling
 
 if TYPE_CHECKING:
@@ -52,18 +52,25 @@ def _agrees(model: Any, kind: type[Batch]) -> bool:
 
     sampling, tolerance = Sampling(temperature=0.0), _TOLERANCE[model.dtype]
     rows = [GenerationRow(sampling, Random(), frozenset(), None, prompt=ids, limit=_STEPS + 1) for ids in _PROMPTS]
-    try:
-        expected = [_greedy_logits(model, ids) for ids in _PROMPTS]
-        batch = kind(model, rows)
-        first = batch.logits()
-        batch.advance(first)
-        batch.keep([1])
-        second = batch.logits()
-    except FAULTS:
+    logits = attempt(_both_logits, kind, model, rows)
+    if logits is None:
         return False
+    expected, first, second = logits
     is_right = all(is_near(own[0], logits, tolerance=tolerance) for own, logits in zip(expected, first, strict=True))
     is_tie = expected[1][0].argmax() != first[1].argmax()  # what follows has another token before it
     return is_right and (is_tie or is_near(expected[1][1], second[0], tolerance=tolerance))
+
+
+def _both_logits(
+    kind: type[Batch], model: Any, rows: list[GenerationRow]
+) -> tuple[list[list[torch.Tensor]], torch.Tensor, torch.Tensor]:
+    """Logits by `generate`, those of a step of the batch (B × V), and those of one more of its second row alone."""
+    expected = [_greedy_logits(model, ids) for ids in _PROMPTS]
+    batch = kind(model, rows)
+    first = batch.logits()
+    batch.advance(first)
+    batch.keep([1])
+    return expected, first, batch.logits()
 
 
 def _greedy_logits(model: Any, ids: Sequence[int]) -> list[torch.Tensor]:
@@ -88,6 +95,8 @@ def generate(model: Any, row: GenerationRow, *, cancelled: Callable[[], bool] = 
     try:
         _generate(model, row.prompt, row.limit, logits_processor=choice, stopping_criteria=end)
     except FAULTS as error:
+        if is_mistake(error):
+            raise
         row.error = ProviderError("model_failed", one_line(f"the model failed: {type(error).__name__}: {error}"))
 
 

@@ -20,9 +20,9 @@ from distill.engine.providers import ProviderError, Reply, one_line
 from distill.errors import DistillError
 from distill.models import chat_template
 from distill.models.alone import can_batch, generate
-from distill.models.generation import Batch, GenerationRow, GrowingLayer, all_end_ids, fit, known_ids, row_random
+from distill.models.generation import Batch, GenerationRow, GrowingLayer, all_end_ids, fit, row_random
 from distill.models.padding import context_tokens
-from distill.models.token_scores import TokenScore, prompt_scores
+from distill.models.token_scores import TokenScore, prompt_scores, token_ids
 from distill.types import Request
 
 MOST_ROWS = 64
@@ -171,7 +171,7 @@ class Decoder:
             row.random = row_random(request, getrandbits(64) if request.sampling.seed is None else 0)
             context = context_tokens(self._model)
             text = "" if row.prompt else _text(request, self._template, tokenizer)
-            if foreign := [one for one in row.prompt if not 0 <= one < known_ids(tokenizer)]:
+            if foreign := [one for one in row.prompt if one not in token_ids(tokenizer)]:
                 row.error = ProviderError("prompt", f"the prompt has the id {foreign[0]}, which no token has")
             elif (tokens := _excess(text, tokenizer, context)) is not None:
                 detail = f"the prompt has over {tokens} tokens and the model takes {context}"
@@ -234,8 +234,7 @@ class Decoder:
             for job in jobs:
                 if job.scores_prompt and not job.prompt_scores:
                     row = job.row
-                    top, known = row.top or 0, row.vocabulary or 0
-                    job.prompt_scores = prompt_scores(self._model, row.prompt, known, top)
+                    job.prompt_scores = prompt_scores(self._model, row.prompt, row.tokenizer, row.top or 0)
             if not self._is_batched:
                 job = jobs[0]
                 generate(self._model, job.row, cancelled=lambda: self._stopping or job.future.cancelled())

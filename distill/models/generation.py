@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from random import Random
 from typing import Any, TypeAlias
 
@@ -24,7 +23,7 @@ from distill.errors import DistillError
 from distill.models import chat_template
 from distill.models.alone import can_batch, generate
 from distill.models.padding import by_length, context_tokens, padded
-from distill.models.token_scores import TokenScore, scores
+from distill.models.token_scores import TokenScore, only_named, scores
 from distill.types import Finish, Request, Sampling, Usage
 
 Watch: TypeAlias = Callable[[int, int], None]
@@ -104,8 +103,6 @@ class GenerationRow:
     prompt: list[int] = field(default_factory=list)
     limit: int = 0
     """Largest number of tokens to sample."""
-    vocabulary: int | None = None
-    """Number of ids that the tokenizer knows, where the model has more."""
     new: list[int] = field(default_factory=list)
     finish: Finish | None = None
     error: ProviderError | None = None
@@ -165,7 +162,6 @@ def row_random(request: Request, seed: int) -> Random:
 
 def fit(row: GenerationRow, request: Request, template: str, context: int) -> None:
     """Set the row's prompt, unless it has one, and the limit of its answer; or its error."""
-    row.vocabulary = known_ids(row.tokenizer)
     try:
         row.prompt = row.prompt or (
             chat_template.prompt_ids(request.messages, template, row.tokenizer)
@@ -182,11 +178,6 @@ def fit(row: GenerationRow, request: Request, template: str, context: int) -> No
         )
     elif not row.prompt:
         row.error = ProviderError("empty_prompt", "the prompt has no tokens")
-
-
-def known_ids(tokenizer: Any) -> int:
-    """One more than the highest id of the tokenizer; a model may have more, which no text spells."""
-    return max(len(tokenizer), 1 + max(tokenizer.added_tokens_decoder, default=0))
 
 
 class Batch:
@@ -237,29 +228,15 @@ class Batch:
 
 def draw_rows(rows: Sequence[GenerationRow], logits: torch.Tensor) -> list[int]:
     """Draw a token for every row from its logits (B × V), and add it where the row is not finished."""
-    logits = penalised(logits, rows)
+    logits = penalised(only_named(logits, rows[0].tokenizer), rows)
     is_finite = torch.isfinite(logits).all(-1).tolist()
-    logits = logits.nan_to_num()
-    if unnamed := unnamed_ids(rows[0].tokenizer, logits.shape[1]):
-        logits[:, unnamed] = -torch.inf
-    tokens = draw(logits, [row.sampling for row in rows], [row.random.random() for row in rows])
+    tokens = draw(logits.nan_to_num(), [row.sampling for row in rows], [row.random.random() for row in rows])
     for row, token, fine in zip(rows, tokens, is_finite, strict=True):
         if not fine and not row.done:
             row.error = not_finite()
         elif not row.done:
             row.take(token)
     return tokens
-
-
-@lru_cache(maxsize=4)
-def unnamed_ids(tokenizer: Any, rows: int) -> list[int]:
-    """Ids of an output layer with `rows` rows that are no token: an answer with one would miss a piece.
-
-    None without a tokenizer, as in a trial of the model alone.
-    """
-    if tokenizer is None or len(tokenizer) >= rows:
-        return []
-    return sorted(set(range(rows)) - set(tokenizer.get_vocab().values()))
 
 
 def not_finite() -> ProviderError:
@@ -305,9 +282,8 @@ def _appended(buffer: Any, new: Any) -> Any:
 def penalised(logits: torch.Tensor, rows: Sequence[GenerationRow]) -> torch.Tensor:
     """Logits (B × V, changed in place) with OpenAI's presence and frequency penalties on tokens drawn before.
 
-    Without ids that no tokenizer knows. A row that scores its tokens keeps its logits as they were.
+    A row that scores its tokens keeps its logits as they were.
     """
-    logits = logits[:, : rows[0].vocabulary]
     for index, row in enumerate(rows):
         row.logits = None if row.top is None else logits[index].clone()
         presence, frequency = row.sampling.presence_penalty or 0.0, row.sampling.frequency_penalty or 0.0

@@ -119,4 +119,10 @@ def _layer_stack(model: Any) -> tuple[str, torch.nn.ModuleList]:
 def decoder_of(causal: Any) -> Any:
     """The part of a causal language model that a text passes through: of one that sees images, its text part."""
     config = causal.config
-    return causal.base_model if config.get_text_config() is config else causal.get_decoder()
+    return backbone_of(causal) if config.get_text_config() is config else causal.get_decoder()
+
+
+def backbone_of(causal: Any) -> Any:
+    """The model under the output head."""
+    base = causal.base_model
+    return base if base is not causal else causal.model  # Llama 4 calls it otherwise than its class says

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,13 +34,34 @@ def scores(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[TokenS
     return [TokenScore(logprob, tuple(zip(ids_, best_, strict=True))) for logprob, ids_, best_ in rows]
 
 
-def prompt_scores(model: Any, ids: Sequence[int], vocabulary: int, top: int) -> list[TokenScore | None]:
+def prompt_scores(model: Any, ids: Sequence[int], tokenizer: Any, top: int) -> list[TokenScore | None]:
     """A score for each token of a prompt, given those before it; the first has none."""
     found: list[TokenScore | None] = [None]
     cache = DynamicCache(config=model.config)
     for start in range(0, len(ids) - 1, CHUNK):
         part = list(ids[start : min(start + CHUNK, len(ids) - 1)])
         inputs = torch.tensor([part], device=model.device)
-        logits = model(input_ids=inputs, past_key_values=cache, use_cache=True).logits[0, :, :vocabulary]
-        found += scores(logits, ids[start + 1 : start + 1 + len(part)], top)
+        logits = model(input_ids=inputs, past_key_values=cache, use_cache=True).logits[0]
+        found += scores(only_named(logits, tokenizer), ids[start + 1 : start + 1 + len(part)], top)
     return found
+
+
+def only_named(logits: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+    """Logits (… × V, changed in place) in which ids that are no token are never drawn: an answer would miss a piece.
+
+    A model may have more ids than its tokenizer, behind its last or between; all count without a tokenizer.
+    """
+    if tokenizer is not None and (unnamed := _unnamed_ids(tokenizer, logits.shape[-1])):
+        logits[..., unnamed] = torch.finfo(logits.dtype).min
+    return logits
+
+
+@lru_cache(maxsize=4)
+def token_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids of all tokens."""
+    return frozenset(tokenizer.get_vocab().values())
+
+
+@lru_cache(maxsize=4)
+def _unnamed_ids(tokenizer: Any, rows: int) -> list[int]:
+    return sorted(set(range(rows)) - token_ids(tokenizer))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from traceback import walk_tb
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,29 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 """Largest difference between two tensors, relative to the library's largest value, by the dtype of the computation."""
 FAULTS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """Raised by functions of a library that another version has changed, or that a model family does not support."""
+_Result = TypeVar("_Result")
+
+
+def attempt(function: Callable[..., _Result], *args: Any) -> _Result | None:
+    """What the function returns; None where a library or a model fails on its arguments."""
+    try:
+        return function(*args)
+    except FAULTS as error:
+        if is_mistake(error):
+            raise
+        return None
+
+
+def is_mistake(error: Exception) -> bool:
+    """Whether one of `FAULTS` says nothing of a model: a programming error of this package, or a lack of memory.
+
+    A programming error is raised in our own code. So are errors of torch's operators, which have no frame of their own,
+    but they are of type `RuntimeError`.
+    """
+    if isinstance(error, RuntimeError):
+        return isinstance(error, torch.OutOfMemoryError)
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"]).startswith(f"{__package__.partition('.')[0]}.")
 
 
 def agree(
@@ -26,9 +50,8 @@ def agree(
     caller's random state is not changed.
     """
     expected = _results(library, inputs, weights)
-    try:
-        results = _results(ours, inputs, weights)
-    except FAULTS:
+    results = attempt(_results, ours, inputs, weights)
+    if results is None:
         return False
     tolerance = max(TOLERANCE[tensor.dtype] for tensor in (*inputs, expected[0]))
     return all(_is_within(a, b, tolerance) for a, b in zip(expected, results, strict=True))

@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from distill.core.console import silent
 from distill.errors import DistillError, ModelError
 from distill.models.chat_template import Example
 from distill.train.options import TrainOptions
+from distill.train.packing import Layout
 
 SECONDS, STEPS = 15.0, 4
 """Limits of the measurement; the first step is a warm-up unless it is the only one."""
@@ -45,6 +46,8 @@ class StepMeasurement:
     """Free memory plus that of the process."""
     micro_tokens: int
     """Most tokens that fit in a pass: fewer than `tokens` after an out-of-memory error."""
+    layout: Layout = "packed"
+    """How training lays out the sessions of a pass, by options and self-check."""
     self_check: str = ""
     """The line of the model's self-check."""
 
@@ -55,16 +58,24 @@ class StepMeasurement:
 
 
 def measured_pass(
-    base: Path, layers: Sequence[int] | None, examples: Sequence[Example], options: TrainOptions, seed: int
+    base: Path,
+    layers: Sequence[int] | None,
+    examples: Sequence[Example],
+    options: TrainOptions,
+    seed: int,
+    *,
+    largest: Mapping[Layout, Sequence[int]] | None = None,
 ) -> StepMeasurement:
     """Measure training on these examples, as one pass, in a child process that leaves no files.
 
+    `largest` has the indices of those in the pass for each layout, of which the self-check chooses one; all by default.
     Raises `ModelError` where the child fails, or is killed by the system, as on out-of-memory.
     """
     with tempfile.TemporaryDirectory() as folder:
         job = {
             "base": str(base),
             "layers": list(layers) if layers is not None else None,
+            "largest": largest or {},
             "examples": [[example.input_ids, example.labels] for example in examples],
             "options": options.model_dump(),
             "seed": seed,
@@ -122,15 +133,16 @@ def _measure(job: dict[str, Any]) -> StepMeasurement:
         )
         trainer.create_optimizer()
         before = _begin()
-        steps = _timed_steps(trainer, range(len(rows)))
-    lengths = examples.lengths()
+        largest = job["largest"].get(trainer.layout, range(len(rows)))
+        steps = _timed_steps(trainer, largest)
     seconds, optimizer_seconds = min(steps[1:] or steps)
     return StepMeasurement(
-        tokens=sum(lengths) if trainer.padding_free else len(lengths) * max(lengths),
+        tokens=sum(trainer.pass_tokens(largest)),
         seconds=seconds,
         optimizer_seconds=optimizer_seconds,
         before_bytes=before,
         micro_tokens=trainer.micro_tokens,
+        layout=trainer.layout,
         self_check=trainer.checked.line(),
         **_peak(before),
     )

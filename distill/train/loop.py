@@ -22,7 +22,6 @@ from distill.errors import DistillError, RecipeError
 from distill.models import loading
 from distill.models.device import free_memory
 from distill.models.pruning import kept_layers, layers_in, least_changing
-from distill.models.quantization import require_right_gradients
 from distill.models.third_party import explained_errors, quiet
 from distill.models.token_bytes import MarkedExample, marked_examples, write_masks
 from distill.train.build import build
@@ -258,7 +257,6 @@ def _run(
     checks = trainer.checked.as_json()
     say(checks["line"])
     require_space(job.folder, _bytes_to_write(job, trainer))
-    require_right_gradients(trainer.model)
     first = initial_adapter(trainer.model, options.lora) if options.method != "full" else None
     with trainer.accelerator.main_process_first():
         checkpoints.open(fresh=fresh)

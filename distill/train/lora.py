@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from distill.core.files import read_json, write_json
 from distill.errors import ModelError, RecipeError
-from distill.models.pruning import decoder_of
+from distill.models.pruning import backbone_of, decoder_of
 from distill.models.third_party import first_line
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _unfit(model: Any, config: LoraConfig, names: Sequence[str]) -> set[str]:
     """
     decoder = set(decoder_of(model).modules())
     modules = dict(model.named_modules())
-    is_part = decoder_of(model) is not model.base_model
+    is_part = decoder_of(model) is not backbone_of(model)
     unfit = {name for name in names if (is_part and modules[name] not in decoder) or not _is_function(modules[name])}
     while True:
         with torch.device("meta"):

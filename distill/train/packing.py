@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from random import Random
+from typing import Literal, TypeAlias
+
+Layout: TypeAlias = Literal["packed", "padded", "alone"]
+"""Sessions of a pass: end to end, padded to one length, or one session a pass."""
 
 AIMED_STEPS = 36
 """Optimizer steps that a small set is divided into; a student learns little from a few large steps."""

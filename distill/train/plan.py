@@ -5,8 +5,9 @@ Memory and time come from one real pass over the largest batch, the rest from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from distill.core.console import duration
 from distill.errors import ModelError
@@ -20,7 +21,7 @@ from distill.train.dataset import Examples, checked_examples, split_held_out
 from distill.train.dry_run import StepMeasurement, measured_pass
 from distill.train.memory import Fit, Memory, Pass, Shape, estimate, fit, shape_in
 from distill.train.options import TrainOptions, TrainSettings
-from distill.train.packing import AIMED_STEPS, PackingPlan, passes
+from distill.train.packing import AIMED_STEPS, Layout, PackingPlan, passes
 from distill.types import Session
 
 
@@ -78,36 +79,63 @@ def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[
     device, lengths = default_device(), examples.lengths()
     width, room = compute_dtype(options.dtype, device).itemsize, free_bytes(device)
     layout = fit(base, indices, options, longest=max(lengths), width=width, room=room)
-    steps, is_packed = plan_of(lengths, options, settings.seed), options.packing == "best_fit"
-    work = work_of(steps, lengths, micro_tokens=layout.tokens, packed=is_packed)
+    works = _works(plan_of(lengths, options, settings.seed), lengths, layout, options)
     yield _rows(usable, len(sessions), len(held_out), len(usable.ids) - len(examples.ids) - len(held_out))
+    say("making one pass of the largest batch, in a process of its own …")
+    as_fitted = options.model_copy(update={"micro_batch_tokens": layout.tokens})
+    measurement = _measured(base, indices, examples, works, as_fitted, settings.seed)
+    name = measurement.layout if isinstance(measurement, StepMeasurement) else next(iter(works))
+    work = works[name]
     yield _tokens(examples, work)
     yield _steps(work, options)
     yield from (f"advice: {line}" for line in of_rows(examples, work, options))
-    largest = [examples.examples[row] for row in work.largest]
     shape = shape_in(base, layers=layers)
     lora_bytes = None
     if shape is None:
         yield "memory by formula: unknown, the base's config.json does not say its sizes"
     else:
-        one = _pass(largest, shape, options, layout, width=width, gpu=room is not None)
+        largest = [examples.examples[row] for row in work.largest]
+        one = _pass(largest, shape, layout, packed=name == "packed", width=width, gpu=room is not None)
         yield _formula(estimate(shape, options, one))
         lora_bytes = estimate(shape, options, one, method="lora").total
-    say("making one pass of the largest batch, in a process of its own …")
+    if isinstance(measurement, StepMeasurement):
+        yield from _of_pass(work, options, measurement, lora_bytes)
+    else:
+        yield f"not measured: {measurement}"
+
+
+def _works(steps: PackingPlan, lengths: Sequence[int], layout: Fit, options: TrainOptions) -> Mapping[Layout, Work]:
+    """The work for each layout of a pass that the self-check may choose, the one of the options first."""
+    padded: dict[Layout, Work] = {
+        "padded": work_of(steps, lengths, micro_tokens=layout.tokens, packed=False),
+        "alone": work_of(steps, lengths, micro_tokens=1, packed=False),
+    }
+    if options.packing == "none":
+        return padded
+    return {"packed": work_of(steps, lengths, micro_tokens=layout.tokens, packed=True), **padded}
+
+
+def _measured(
+    base: Path,
+    layers: Sequence[int] | None,
+    examples: Examples,
+    works: Mapping[Layout, Work],
+    options: TrainOptions,
+    seed: int,
+) -> StepMeasurement | ModelError:
+    """One real pass, of the largest batch in the layout that the self-check chooses; or why there is none."""
+    rows = sorted({row for work in works.values() for row in work.largest})
+    largest = {name: [rows.index(row) for row in work.largest] for name, work in works.items()}
+    chosen = [examples.examples[row] for row in rows]
     try:
-        as_fitted = options.model_copy(update={"micro_batch_tokens": layout.tokens})
-        measurement = measured_pass(base, indices, largest, as_fitted, settings.seed)
+        return measured_pass(base, layers, chosen, options, seed, largest=largest)
     except ModelError as error:
-        yield f"not measured: {error}"
-        return
-    yield from _of_pass(work, options, measurement, lora_bytes)
+        return error
 
 
-def _pass(
-    largest: Sequence[Example], shape: Shape, options: TrainOptions, layout: Fit, *, width: int, gpu: bool
-) -> Pass:
+def _pass(largest: Sequence[Example], shape: Shape, layout: Fit, *, packed: bool, width: int, gpu: bool) -> Pass:
     lengths = [len(example.input_ids) for example in largest]
-    tokens = sum(lengths) if options.packing == "best_fit" else len(lengths) * max(lengths)
+    tokens = sum(lengths) if packed else len(lengths) * max(lengths)
     layers = layout.layers if layout.layers is not None else shape.layers
     return Pass(
         tokens,
@@ -197,7 +225,7 @@ MOST_FILLED = 0.85
 def of_rows(examples: Examples, work: Work, options: TrainOptions) -> Iterator[str]:
     """Advice from rows and options."""
     yield from _of_length(examples, options)
-    if work.padding_share > PADDING_SHARE:
+    if work.padding_share > PADDING_SHARE and options.packing == "none":
         yield f"train.packing: best_fit would spare the padding, {work.padding_share:.0%} of what is computed now"
     if work.steps < FEW_STEPS:
         tokens = max(1, work.tokens // AIMED_STEPS)
@@ -221,7 +249,7 @@ def of_memory(
 ) -> Iterator[str]:
     """Advice from the measured pass; `whole_bytes` is the estimate for the same training with `method: lora`."""
     tokens = max(measurement.tokens, 1)
-    if measurement.micro_tokens < tokens:
+    if measurement.micro_tokens < tokens and measurement.layout != "alone":
         yield f"train.micro_batch_tokens: {measurement.micro_tokens} is what memory holds; {tokens} was too much"
     elif measurement.peak_bytes > MOST_FILLED * measurement.room_bytes:
         yield f"memory is almost full: train.micro_batch_tokens: {tokens // 2} would be safer"

@@ -8,10 +8,10 @@ one fails, training takes the slower way that is right. Counted are the weights 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -23,9 +23,9 @@ from distill.models.alone import can_batch
 from distill.models.chat_template import IGNORED, Example
 from distill.models.generation import Batch
 from distill.models.pruning import decoder_of
-from distill.models.quantization import unpacked
+from distill.models.quantization import packed_layers, require_right_gradients, unpacked
 from distill.models.third_party import first_line, quietly
-from distill.models.trial import FAULTS, is_near
+from distill.models.trial import FAULTS, attempt, is_mistake, is_near
 from distill.train import row_check
 from distill.train.kernels.patch import causal_of, started_adapters
 from distill.train.sft_trainer import Trainer
@@ -43,7 +43,6 @@ SMALL = 1e-3
 """Share of the largest gradient's norm below which another weight's gradient is rounding, and not compared."""
 FEW = 0.9
 """Share of the weights of the layers that adapters, or 4 bits, cover in a dense model, and more."""
-_Result = TypeVar("_Result")
 _ADAPTED, _QUANTISED = "adapters reach", "4 bits hold"
 
 
@@ -81,8 +80,9 @@ class SelfCheck:
 def check(trainer: Trainer, ids: Sequence[str], tokenizer: Any, *, method: str) -> SelfCheck:
     """Try the trainer's model, and set the trainer to what agreed; weights and random state stay as they are.
 
-    Raises `ModelError` where the model's own forward and backward pass fail on a row.
+    Raises `ModelError` where the model's own forward and backward pass fail on a row, or 4-bit layers lose gradients.
     """
+    require_right_gradients(trainer.model)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return SelfCheck({}, None, None, (), "weights that are divided among processes are not tried")
     with _trial(trainer), quietly():
@@ -124,11 +124,11 @@ def _ways(
 ) -> Iterator[tuple[str, bool]]:
     """The ways of the loss from the fastest to the first that agrees, and whether its gradients do too."""
     for way in trainer.ways():
-        losses = _attempt(trainer.token_losses, dict(row), way)
+        losses = attempt(trainer.token_losses, dict(row), way)
         agrees = way == "own" or (losses is not None and _near(trainer, expected, losses.detach()))
         yield way, agrees
-        if agrees and losses is not None:
-            mine = _attempt(_gradients, trainer, losses)
+        if agrees:
+            mine = None if losses is None else attempt(_gradients, trainer, losses)
             yield "gradients", mine is not None and _gradients_agree(trainer, gradients, mine)
             return
 
@@ -154,12 +154,13 @@ def _own_results(trainer: Trainer, row: dict[str, Any]) -> tuple[Tensor, Sequenc
     try:
         losses = trainer.token_losses(dict(row), "own")
         return losses.detach(), _gradients(trainer, losses)
-    except torch.OutOfMemoryError:
-        raise
     except FAULTS as error:
+        if is_mistake(error):
+            raise
         name = trainer.model.config.model_type
+        remedy = "; use train.method: lora" if packed_layers(trainer.model) else ""
         raise ModelError(
-            f"a {name} model cannot be trained with these options: its own forward fails ({first_line(error)})"
+            f"a {name} model cannot be trained with these options: its own forward fails ({first_line(error)}){remedy}"
         ) from error
 
 
@@ -174,16 +175,6 @@ def _weights(trainer: Trainer) -> list[Tensor]:
     if hasattr(trainer.model, "peft_config"):
         return trained
     return [weight for weight in trained if weight.dim() == 1] or trained[:1]
-
-
-def _attempt(function: Callable[..., _Result], *args: Any) -> _Result | None:
-    """What the function returns; None where the model cannot take its inputs."""
-    try:
-        return function(*args)
-    except torch.OutOfMemoryError:
-        raise
-    except FAULTS:
-        return None
 
 
 def _near(trainer: Trainer, expected: Tensor, losses: Tensor) -> bool:
@@ -216,7 +207,7 @@ def _layouts(trainer: Trainer) -> dict[str, bool]:
         for name in ("packed", "padded") if trainer.padding_free else ("padded",):
             trainer.lay_out(packed=name == "packed")
             batch = trainer._prepare_inputs(trainer.collated([first, second]))
-            losses = _attempt(trainer.token_losses, batch)
+            losses = attempt(trainer.token_losses, batch)
             verdicts[name] = losses is not None and _near(trainer, expected, losses)
             if verdicts[name]:
                 break
@@ -243,7 +234,7 @@ _CLAUSES = {
 
 
 def _differences(trainer: Trainer, verdicts: dict[str, bool]) -> Iterator[str]:
-    if not verdicts.get("fused", True):
+    if verdicts.get("gradients", True) and not verdicts.get("fused", True):
         yield "the output head is more than a linear layer, so the loss is that of the model's own forward"
     yield from (clause for name, clause in _CLAUSES.items() if not verdicts.get(name, True))
 

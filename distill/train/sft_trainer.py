@@ -24,7 +24,7 @@ from distill.train.dataset import Examples
 from distill.train.kernels.losses import WAYS
 from distill.train.kernels.patch import patch, run_trials, unpatch
 from distill.train.kernels.router import RouterLoss
-from distill.train.packing import PackingPlan, passes
+from distill.train.packing import Layout, PackingPlan, passes
 
 if TYPE_CHECKING:
     from distill.train.objectives.soft import SoftTargets
@@ -113,6 +113,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         if not verdicts.get("padded", True):
             self.micro_tokens = 1
 
+    @property
+    def layout(self) -> Layout:
+        """How the sessions of a pass are laid out, by options and self-check."""
+        if self.padding_free:
+            return "packed"
+        return "padded" if self.verdicts.get("padded", True) else "alone"
+
     def lay_out(self, *, packed: bool) -> None:
         """Lay the sessions of a pass end to end, or pad them to one length."""
         self.padding_free = self.data_collator.padding_free = packed
@@ -177,6 +184,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             processes=self.args.world_size,
         )
 
+    def pass_tokens(self, rows: Sequence[int]) -> list[int]:
+        """The tokens of each pass of these examples, padding included."""
+        passes = [[self._lengths[row] for row in group] for group in self._passes(rows) if group]
+        return [sum(lengths) if self.padding_free else len(lengths) * max(lengths) for lengths in passes]
+
     def batch(self, group: Sequence[int]) -> dict[str, Any]:
         """The tensors of one pass (B × T, or 1 × T packed); an empty group gets a batch with nothing to train."""
         idle, device = Example(self.examples[0].input_ids, [IGNORED] * self._lengths[0]), self.args.device
@@ -198,8 +210,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """
         if self.args.world_size > 1:
             return None
-        passes = [[self._lengths[row] for row in group] for group in self._passes(rows)]
-        largest = max(sum(lengths) if self.padding_free else len(lengths) * max(lengths) for lengths in passes)
+        largest = max(self.pass_tokens(rows))
         if largest > max(self._lengths[row] for row in rows):
             self.micro_tokens = largest // 2
             return f"with {self.micro_tokens} tokens a forward pass at most, after {largest}"

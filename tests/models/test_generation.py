@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -284,3 +286,20 @@ def test_an_id_that_is_no_token_is_never_drawn(loaded, sampling):
     longer = copy.deepcopy(tokenizer)
     longer.add_tokens([f"[more {number}]" for number in range(200)])
     assert texts(ask((wide, longer), requests(sampling))) != expected
+
+
+def test_ids_that_are_no_token_are_neither_drawn_nor_scored(loaded):
+    """As of a model whose embeddings are padded to a round number."""
+    import torch
+
+    from distill.models.generation import GenerationRow, draw_rows
+    from distill.models.token_scores import token_ids
+
+    tokens = token_ids(loaded[1])
+    logits = torch.zeros(1, len(tokens) + 8)
+    logits[0, 7], logits[0, len(tokens) :] = 5.0, 50.0
+    logits[0, -1] = torch.nan
+    row = GenerationRow(Sampling(temperature=0.0), Random(), frozenset(), loaded[1], limit=2, top=2)
+    assert draw_rows([row], logits) == row.new == [7]
+    assert {id_ for id_, _ in row.scores[0].top} <= tokens
+    assert row.scores[0].logprob == pytest.approx(5 - math.log(math.exp(5) + len(tokens) - 1), abs=1e-4)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -10,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from distill.core.jsonl import write_rows
+from distill.types import Message, Session
 from tests.support.models.student_server import Server, serving
+from tests.support.run_folder import write_run
 from tests.support.tiny import save_tiny_model
 
 pytestmark = pytest.mark.model
 
+SYSTEM = Message("system", "Be brief.")
 TURNS: Any = [{"role": "user", "content": "Name a colour."}]
 PROMPT = "Paris \u4e2d\u6587."
 
@@ -25,8 +31,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tiny, tmp_path_factory.mktemp("logs") / "log", "--system", "Be brief.") as one:
+def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run named `tiny` whose student is that model, trained under a system message."""
+    folder = write_run(tmp_path_factory.mktemp("run") / "tiny", prompts=2)
+    rows = [Session("s1", (SYSTEM, Message("user", "Hi"), Message("assistant", "Ho")))]
+    write_rows(folder / "kept.jsonl", rows)
+    shutil.rmtree(folder / "student")
+    shutil.copytree(tiny, folder / "student")
+    base = {"model": "tiny", "fingerprint": "", "template": "own", "quantised": False, "layers": None, "method": "full"}
+    (folder / "student/base.json").write_text(json.dumps(base))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(run, tmp_path_factory.mktemp("logs") / "log") as one:
         yield one
 
 
@@ -203,10 +222,29 @@ def test_roles_and_contents_that_clients_send_are_taken(openai: Any):
 
     system, user = {"role": "system", "content": "Be brief."}, TURNS[0]
     assert ids({**system, "role": "developer"}, user) == ids(system, user)
-    assert ids(user) == ids(system, user)  # the server's own
+    assert ids(user) == ids(system, user)  # that of the student's training
     assert ids({**system, "content": "Be long."}, user) != ids(user)
     nothing, empty = ({"role": "assistant", "content": content} for content in (None, ""))
     assert ids(user, nothing, user) == ids(user, empty, user)
+
+
+@pytest.mark.slow
+def test_the_server_of_a_stage_adds_no_system_message_to_what_the_stage_sends(
+    run: Path, server: Server, loaded: tuple[Any, Any], tmp_path: Path
+):
+    from openai import OpenAI
+
+    from distill.models import chat_template
+    from distill.models.child_server import LocalServer
+
+    assert "conversations without a system message begin with that of the training rows: Be brief." in server.said
+    with (
+        LocalServer(str(run), log=tmp_path / "log") as child,
+        OpenAI(base_url=child.base_url, api_key=child.api_key, max_retries=0) as client,
+    ):
+        answer: Any = client.chat.completions.create(model="tiny", messages=TURNS, max_tokens=1)
+    question = Message("user", TURNS[0]["content"])
+    assert answer.prompt_token_ids == chat_template.prompt_ids((question,), "own", loaded[1])
 
 
 def test_a_model_is_found_by_its_name(openai: Any):

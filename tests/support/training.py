@@ -63,7 +63,8 @@ def run(
         say=lines.append,
         callbacks=callbacks,
     )
-    return result, [line for line in lines if not line.startswith("self-check: ")]
+    lines.remove(result.checks["line"])
+    return result, lines
 
 
 def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1, earlier=None):

@@ -19,7 +19,8 @@ from distill.train.options import TrainOptions, TrainSettings
 from distill.train.packing import PackingPlan
 from distill.train.plan import Work, seconds_of, work_of
 from distill.types import Message, Session
-from tests.support.training import SESSIONS
+from tests.support.models.archs import save_arch
+from tests.support.training import SESSIONS, run
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.model
@@ -63,17 +64,19 @@ def test_a_plan_counts_rows_tokens_and_steps(planned, tiny):
     assert lines[2].startswith(f"steps: {2 * round(tokens / 80)} over 2 epochs, ")
 
 
-def test_a_plan_leaves_out_what_training_is_watched_by(tiny, tmp_path):
-    from tests.support.training import run
-
-    options = TrainOptions.model_validate({"batch_rows": 4, "epochs": 1, "eval_rows": 8, "eval_steps": 0})
+def test_a_plan_counts_what_training_takes_from_rows_held_out_and_from_a_model_that_cannot_pack(tmp_path):
+    model, options = str(save_arch("bloom", tmp_path / "model")), {"batch_rows": 4, "epochs": 1, "eval_rows": 8}
+    options = TrainOptions.model_validate({**options, "eval_steps": 0, "method": "lora"})
     write_rows(tmp_path / "kept.jsonl", SESSIONS)
-    lines = planned_lines(tmp_path, TrainSettings(tiny, "chatml", options, seed=1, layers=2))
-    result, _ = run(tmp_path / "student", tiny, layers=2, options=options, seed=1)
+    lines = planned_lines(tmp_path, TrainSettings(model, "chatml", options, seed=1))
+    result, _ = run(tmp_path / "student", model, layers=None, options=options, seed=1)
     near = f"; {result.near_held} near to those left out" if result.near_held else ""
     assert lines[0] == f"rows: 24 of 24 sessions; 8 of them held out to watch by{near}"
     assert lines[1].startswith(f"tokens: {result.tokens} an epoch, {result.trained_tokens} of them trained ")
+    assert "% more for padding; the longest row " in lines[1]
     assert lines[2].startswith(f"steps: {result.planned_steps} over 1 epochs, ")
+    assert any(line.startswith("self-check: packed sessions see each other") for line in lines)
+    assert not any("best_fit would spare the padding" in line for line in lines)
 
 
 def test_a_plan_measures_a_pass_of_the_largest_batch(planned):
@@ -240,4 +243,4 @@ def rows(*lengths: int, too_long: list[tuple[int, int]] | None = None) -> Exampl
     ],
 )
 def test_advice_of_rows(found, work, expected):
-    assert list(plan.of_rows(found, work, TrainOptions())) == expected
+    assert list(plan.of_rows(found, work, TrainOptions(packing="none"))) == expected

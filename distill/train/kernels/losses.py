@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from distill.models.chat_template import IGNORED
+from distill.models.pruning import backbone_of
 from distill.models.trial import agree, random_rows
 from distill.train.kernels import autograd, soft
 from distill.train.kernels.soft import SoftRows
@@ -46,7 +47,7 @@ def install(causal: Any) -> None:
 
 def _by_kernel(causal: Any, own: Callable[..., Any], inputs: dict[str, Any], targets: SoftRows | None) -> Tensor:
     labels = inputs.pop("labels")[:, 1:]
-    hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    hidden = backbone_of(causal)(**inputs, use_cache=False).last_hidden_state[:, :-1]
     trained = labels != IGNORED
     return head_losses(hidden[trained], causal.get_output_embeddings(), labels[trained], targets)
 

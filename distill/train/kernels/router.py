@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from distill.models.pruning import backbone_of
+
 
 class RouterLoss:
     """Collects the routers' logits of a forward pass, of any family whose backbone returns them.
@@ -22,8 +24,8 @@ class RouterLoss:
         self._top = int(getattr(causal.config.get_text_config(), "num_experts_per_tok", 0) or 1)
         self._is_asked = False
         self._logits: tuple[torch.Tensor, ...] = ()
-        causal.base_model.register_forward_pre_hook(self._ask, with_kwargs=True)
-        causal.base_model.register_forward_hook(self._keep)
+        backbone_of(causal).register_forward_pre_hook(self._ask, with_kwargs=True)
+        backbone_of(causal).register_forward_hook(self._keep)
 
     @contextmanager
     def collected(self) -> Iterator[None]:

@@ -31,6 +31,16 @@ _SEEN: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14,
 }  # fmt: skip
+_LATENT: dict[str, Any] = {
+    "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "num_key_value_heads": 4,
+}  # fmt: skip
+_QWEN_SEEN: dict[str, Any] = {
+    "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
+}  # fmt: skip
+_QWEN_IDS: dict[str, Any] = {
+    "image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8,
+}  # fmt: skip
 
 ARCHS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", _BASE),
@@ -85,6 +95,109 @@ ARCHS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mamba": ("Mamba", {**_IDS, "hidden_size": 64, "num_hidden_layers": 2}),
+    "gemma": ("Gemma", _BASE),
+    "gemma4_text": (
+        "Gemma4Text",
+        {
+            **_BASE, **_WINDOW, "global_head_dim": 16, "vocab_size_per_layer_input": 49152, "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 16,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    "vaultgemma": ("VaultGemma", {**_BASE, **_WINDOW, "query_pre_attn_scalar": 16}),
+    "ministral3": ("Ministral3", _BASE),
+    "glm": ("Glm", _BASE),
+    "glm4": ("Glm4", _BASE),
+    "olmo": ("Olmo", _BASE),
+    "olmo3": ("Olmo3", {**_BASE, **_WINDOW}),
+    "cohere2": ("Cohere2", {**_BASE, **_WINDOW, "logit_scale": 0.0625}),
+    "exaone4": ("Exaone4", {**_BASE, **_WINDOW, "sliding_window_pattern": 3}),
+    "nemotron": ("Nemotron", _BASE),
+    "persimmon": ("Persimmon", _BASE),
+    "ernie4_5": ("Ernie4_5", _BASE),
+    "hunyuan": ("HunYuanDenseV1", _BASE),
+    "helium": ("Helium", _BASE),
+    "arcee": ("Arcee", _BASE),
+    "apertus": ("Apertus", _BASE),
+    "bitnet": ("BitNet", _BASE),
+    "seed_oss": ("SeedOss", {**_BASE, "attention_dropout": 0.0, "residual_dropout": 0.0}),
+    "nanochat": ("NanoChat", _BASE),
+    "jais2": ("Jais2", _BASE),
+    "biogpt": ("BioGpt", {**_BASE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
+    "codegen": ("CodeGen", {**_GPT, "rotary_dim": 8}),
+    "ctrl": ("CTRL", {**_GPT, "dff": 128}),
+    "gpt_neo": (
+        "GPTNeo",
+        {
+            **_IDS, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 256,
+            "attention_types": [[["global", "local"], 1]], "window_size": 16,
+        },
+    ),
+    "xglm": (
+        "XGLM",
+        {
+            **_IDS, "d_model": 64, "ffn_dim": 128, "num_layers": 3, "attention_heads": 4, "dropout": 0.0,
+            "attention_dropout": 0.0, "max_position_embeddings": 256,
+        },
+    ),
+    "opt-350m": ("OPT", {**_OPT, "word_embed_proj_dim": 32, "do_layer_norm_before": False}),
+    "minicpm3": ("MiniCPM3", {**_BASE, **_LATENT, "dim_model_base": 32, "scale_emb": 2}),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            **_BASE, **_LATENT, **_MOE, "head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "llama4_text": (
+        "Llama4Text",
+        {
+            **_BASE, "intermediate_size_mlp": 128, "num_local_experts": 2, "num_experts_per_tok": 1,
+            "attention_chunk_size": 16,
+        },
+    ),
+    "granitemoehybrid-experts": (
+        "GraniteMoeHybrid",
+        {
+            **_BASE, **_MAMBA, "layer_types": ["mamba", "attention", "mamba"], "num_local_experts": 4,
+            "num_experts_per_tok": 2, "shared_intermediate_size": 64,
+        },
+    ),
+    "lfm2_moe": (
+        "Lfm2Moe",
+        {
+            **_BASE, **_MOE, "layer_types": ["conv", "full_attention", "conv"], "num_experts": 4,
+            "num_dense_layers": 1,
+        },
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeText", {**_BASE, **_LINEAR, **_MOE, "num_experts": 4, "shared_expert_intermediate_size": 32}
+    ),
+    "glm4_moe": (
+        "Glm4Moe",
+        {
+            **_BASE, **_MOE, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+            "n_shared_experts": 1,
+        },
+    ),
+    "mamba2": (
+        "Mamba2",
+        {
+            **_IDS, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16, "state_size": 16,
+            "n_groups": 1, "chunk_size": 16,
+        },
+    ),
+    "jamba": (
+        "Jamba",
+        {
+            **_BASE, "num_experts": 2, "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2,
+            "use_mamba_kernels": False, "mamba_d_state": 8, "mamba_dt_rank": 8,
+        },
+    ),
+    "recurrent_gemma": (
+        "RecurrentGemma", {**_BASE, "num_key_value_heads": 1, "lru_width": 64, "attention_window_size": 16}
+    ),
+    "rwkv": ("Rwkv", {**_IDS, "hidden_size": 64, "num_hidden_layers": 2, "context_length": 256}),
     "gemma3-vl": (
         "Gemma3",
         {
@@ -100,19 +213,36 @@ ARCHS: dict[str, tuple[str, dict[str, Any]]] = {
             "vision_config": {**_SEEN, "model_type": "pixtral", "head_dim": 16},
         },
     ),
+    "qwen3_5-vl": (
+        "Qwen3_5",
+        {
+            "text_config": {**_BASE, **_LINEAR, "model_type": "qwen3_5_text"}, **_QWEN_IDS,
+            "vision_config": {**_QWEN_SEEN, "num_position_embeddings": 16},
+        },
+    ),
+    "qwen2_5-vl": (
+        "Qwen2_5_VL",
+        {
+            "text_config": {
+                **_BASE, "model_type": "qwen2_5_vl_text",
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+            },
+            "vision_config": _QWEN_SEEN, **_QWEN_IDS,
+        },
+    ),
 }  # fmt: skip
 """By name, the prefix of the classes, and the configuration."""
 
 
-def save_arch(name: str, folder: Path) -> Path:
-    """Write a family's model and the tokenizer to a folder, as a user would have it."""
+def save_arch(name: str, folder: Path, **changes: Any) -> Path:
+    """Write a family's model, with changes of its configuration, and the tokenizer to a folder, as a user has it."""
     import torch
     import transformers
 
     from distill.models import loading
 
     prefix, settings = ARCHS[name]
-    config = getattr(transformers, f"{prefix}Config")(**settings)
+    config = getattr(transformers, f"{prefix}Config")(**settings | changes)
     kinds = (f"{prefix.removesuffix('Text')}{ending}" for ending in ("ForCausalLM", "LMHeadModel"))
     if "text_config" in settings:
         kinds = (f"{prefix}ForConditionalGeneration",)

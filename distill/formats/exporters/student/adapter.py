@@ -24,10 +24,11 @@ _WEIGHTS = "adapter_model.safetensors"
 def write_adapter(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> list[str]:
     """Write the adapter into an existing folder, and the dequantised base in `dtype`; returns remarks.
 
-    A base that is on the Hub is named, not copied. Another is named by `place_base` once the folder has its path.
+    A base that is on the Hub is named, not copied. Another is named by its path in the folder: PEFT's AutoPeftModel
+    reads that from the working directory, and as it begins with a dot never as a repository on the Hub.
     """
     settings = read_json(student.folder / "adapter_config.json")
-    settings["base_model_name_or_path"] = base_name(student.info) or BASE
+    settings["base_model_name_or_path"] = base_name(student.info) or f"./{BASE}"
     settings["inference_mode"] = True
     shutil.copyfile(student.folder / _WEIGHTS, folder / _WEIGHTS)
     write_json(folder / "adapter_config.json", settings)
@@ -42,16 +43,6 @@ def require_adapter(student: StudentFolder) -> None:
     """Raise `ModelError` for a fully trained student, which has no adapter."""
     if not student.is_adapter:
         raise ModelError(f"the student in {student.folder} was trained whole and has no adapter; use --to merged")
-
-
-def name_base(folder: Path, out: Path) -> None:
-    """Name the base in `folder` by its path in `out`, where PEFT's AutoPeftModel finds it from any working directory.
-
-    PEFT takes a relative path as one from the working directory, or else as a repository on the Hub.
-    """
-    if (folder / BASE).is_dir():
-        settings = read_json(folder / "adapter_config.json")
-        write_json(folder / "adapter_config.json", {**settings, "base_model_name_or_path": str(out.resolve() / BASE)})
 
 
 def load_adapter(student: StudentFolder, folder: Path) -> tuple[Any, Any]:

@@ -173,7 +173,6 @@ def export_student(
     with building(out, faults=(SafetensorError,)) as folder:
         outcome = _make(student, run, folder, out, to=to, dtype=dtype, max_kl=max_kl, progress=progress or Silent())
         place = out if outcome.passed else out.with_name(f"{out.name}.failed")
-        adapter.name_base(folder, place)
         receipt = _receipt(student, folder, to=to, outcome=outcome)
         write_json(folder / RECEIPT, receipt)
         model_card.write(folder / "README.md", run, form=to, receipt=receipt)
