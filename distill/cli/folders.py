@@ -1,4 +1,4 @@
-"""Commands about a run folder: status, differences, the next round, cache misses, cleaning."""
+"""Commands about run folders: status, differences, the next round, cache misses, the page, cleaning."""
 
 from __future__ import annotations
 
@@ -112,6 +112,24 @@ def explain_miss(
         recipe_or_run, run_dir=run_dir, overrides=set_ or (), task=task, limit=limit, allowed=allow_parts or ()
     ):
         console.result(line)
+
+
+@app.command()
+def ui(
+    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="the folder of the runs, or one run")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8600,
+) -> None:
+    """Look at runs in a browser, while they work too.
+
+    Opens a page of this machine alone: runs with their cost, progress, loss and newest answers; every row with its
+    verdicts, its lineage and the request behind it; the report; a chat, which loads models only on a click. The
+    address lets in one browser, once.
+
+    Example: distill ui runs
+    """
+    from distill.ui import server
+
+    server.serve(runs.expanduser(), port=port, say=console.say, show=console.open_page)
 
 
 @app.command()

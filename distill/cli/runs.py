@@ -76,6 +76,7 @@ def run(
 
     Example: distill run quickstart --set train.epochs=3
     """
+    console.hint(f"to watch it in a browser, type: distill ui {run_dir.parent if run_dir else 'runs'}")
     _run(
         recipe,
         _names(stages) or None,

@@ -67,10 +67,14 @@ def say(line: str) -> None:
     """One line for the reader, on standard error and in the run's log."""
     if not processes.is_first():
         return
-    for observer in _observers:
-        observer(_shown(line, coloured=False))
+    _log(line)
     if not _silences:
         _print(line, sys.stderr)
+
+
+def _log(line: str) -> None:
+    for observer in _observers:
+        observer(_shown(line, coloured=False))
 
 
 def warn(line: str) -> None:
@@ -157,8 +161,7 @@ class MarkedText(Protocol):
 def say_marked(text: MarkedText) -> None:
     """A training example for the reader, on standard error and, with marks for colours, in the run's log."""
     for line in _marked_lines(text, coloured=False):
-        for observer in _observers:
-            observer(_shown(line, coloured=False))
+        _log(line)
     for line in _marked_lines(text, coloured=_has_colours(sys.stderr)) if not _silences else ():
         _print(line, sys.stderr)
 
@@ -202,6 +205,22 @@ def confirmed(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def hint(line: str) -> None:
+    """One line for a person at a terminal, on standard error: in no log and no pipe."""
+    if sys.stderr.isatty() and processes.is_first() and not _silences:
+        _print(line, sys.stderr)
+
+
+def open_page(address: str) -> None:
+    """Say a page's address, and open it in a browser where this terminal is on a desktop."""
+    say(f"open {address} (Ctrl-C ends it)")
+    is_desktop = sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if sys.stderr.isatty() and is_desktop:
+        import webbrowser
+
+        webbrowser.open(address)
+
+
 def page(lines: Iterable[str]) -> None:
     """Results, through `less` on a terminal that has it."""
     pager = shutil.which("less")
@@ -242,7 +261,7 @@ def silenced(*, observers: bool = True) -> Iterator[None]:
 
 
 def progress(title: str, total: float | None = None, unit: str = "") -> _Bar | _Lines:
-    """Progress to use in a `with` block: a live bar on a terminal, a plain line every few seconds elsewhere."""
+    """Progress to use in a `with` block: a live bar on a terminal; in the log and elsewhere, lines."""
     live = sys.stderr.isatty() and processes.is_first() and not _silences
     return _Bar(title, total, unit) if live else _Lines(title, total, unit)
 
@@ -250,6 +269,7 @@ def progress(title: str, total: float | None = None, unit: str = "") -> _Bar | _
 class _Bar:
     def __init__(self, title: str, total: float | None, unit: str) -> None:
         self._title, self._total, self._unit = title, total, unit
+        self._lines = _Lines(title, total, unit, say=_log)
 
     def __enter__(self) -> _Bar:
         from rich.console import Console
@@ -260,6 +280,7 @@ class _Bar:
         columns += [TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn()]
         self._rich = RichProgress(*columns, console=Console(stderr=True))
         self._rich.start()
+        self._lines.__enter__()
         self._task = self._rich.add_task(_shown(self._title, coloured=False), total=self._total, note=self._unit)
         return self
 
@@ -267,11 +288,13 @@ class _Bar:
         self._total = self._total if total is None else total
         text = _shown(note, coloured=False) or self._unit
         self._rich.update(self._task, completed=done, total=self._total, note=text)
+        self._lines.update(done, total, note)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._rich.stop()
+        self._lines.__exit__(kind, error, trace)
 
 
 def duration(seconds: float) -> str:
@@ -283,8 +306,8 @@ def duration(seconds: float) -> str:
 
 
 class _Lines:
-    def __init__(self, title: str, total: float | None, unit: str) -> None:
-        self._title, self._total, self._unit = title, total, unit
+    def __init__(self, title: str, total: float | None, unit: str, say: Say = say) -> None:
+        self._title, self._total, self._unit, self._say = title, total, unit, say
         self._last: tuple[float, str] | None = None
         self._samples: deque[tuple[float, float]] = deque()
 
@@ -307,7 +330,7 @@ class _Lines:
         unit = f" {self._unit}" if self._unit else ""
         seconds = self._spoke - self._started
         time_left = self._time_left(done)
-        say(f"{self._title}: {done:g}{of}{unit}, {seconds:.0f} s{time_left}{', ' + note if note else ''}")
+        self._say(f"{self._title}: {done:g}{of}{unit}, {seconds:.0f} s{time_left}{', ' + note if note else ''}")
 
     def _time_left(self, done: float) -> str:
         """Estimated time left, at the pace of the last minute."""

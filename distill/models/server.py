@@ -28,7 +28,7 @@ from distill.models.in_process import load_student, load_whole
 from distill.models.openai_api.bodies import Body, ChatBody, PromptBody, Question, TokensBody, parsed
 from distill.models.openai_api.event_stream import Listener, stream
 from distill.models.openai_api.replies import Replies, Texts
-from distill.models.server_access import AccessControl, AccessRefusal, is_loopback
+from distill.models.server_access import AccessControl, AccessRefusal, bound, cannot_listen, is_loopback
 
 if TYPE_CHECKING:
     from distill.models.continuous_batching import DecodedAnswer, Decoder
@@ -162,7 +162,7 @@ def serve(
     invalid origin or key.
     """
     access = AccessControl(host, origins=origins, api_key=api_key)
-    listener = _bound(host, port)
+    listener = bound(host, port)  # no client connects before the model is loaded
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # while the model loads there is nothing to clean up
     if not is_loopback(host) and api_key is None:
@@ -175,19 +175,6 @@ def serve(
     asyncio.run(_listen(app.application(access), listener, decoder, host, say))
     if not decoder.stop(seconds=STOP_SECONDS):
         os._exit(0)  # no client waits for a step that takes longer
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that is bound but does not listen yet, so that no client connects before the model is loaded."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise _cannot_listen(f"{host} port {port}", error) from error
-    return listener
 
 
 def _load(model: str, system: str | None, say: Say) -> tuple[_App, Decoder]:
@@ -233,10 +220,6 @@ async def _start_site(runner: web.AppRunner, listener: socket.socket, host: str,
     try:
         await web.SockSite(runner, listener, backlog=1024).start()
     except OSError as error:
-        raise _cannot_listen(host, error) from error
+        raise cannot_listen(host, error) from error
     name = f"[{host}]" if ":" in host else host
     say(f"listening http://{name}:{listener.getsockname()[1]}/v1")
-
-
-def _cannot_listen(where: str, error: Exception) -> ServerError:
-    return ServerError(f"cannot listen on {where} ({error}); choose another port with --port")

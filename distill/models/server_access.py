@@ -1,4 +1,4 @@
-"""Access control of `distill serve`: origins, Host header and API key.
+"""Access control of `distill serve` and `distill ui`: origins, Host header and API key; and the port they listen on.
 
 A web page may post plain text to any address without a preflight (fetch.spec.whatwg.org, "CORS-safelisted"), and can
 read the answer if its own domain name resolves to this machine (DNS rebinding). So each request must name this server
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import re
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
 from typing import Any, TypeAlias
@@ -17,10 +18,11 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from distill.engine.providers import one_line
-from distill.errors import RecipeError
+from distill.errors import RecipeError, ServerError
 
 PREFLIGHT_SECONDS = 600
 """How long a browser may cache the answer to a preflight."""
+ALLOW_ORIGIN = "; to let it, start the server with --allow-origin URL"
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:@/%\s]+)(:[0-9]{1,5})?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\[\]:@/%*?#\s]+)(:[0-9]{1,5})?")
@@ -54,10 +56,14 @@ class AccessControl:
     """The checks of every request, whatever its method and path, before its body is read.
 
     `host` is the address to listen on, as the user wrote it. `origins` are other web origins that may use the server.
-    With an `api_key`, everything but /health needs it. Raises `RecipeError` for an invalid origin or key.
+    With an `api_key`, everything but /health needs it. `advice` ends the refusal of a page of another origin. Raises
+    `RecipeError` for an invalid origin or key.
     """
 
-    def __init__(self, host: str, *, origins: Sequence[str] = (), api_key: str | None = None) -> None:
+    def __init__(
+        self, host: str, *, origins: Sequence[str] = (), api_key: str | None = None, advice: str = ALLOW_ORIGIN
+    ) -> None:
+        self._advice = advice
         self._host = _canonical(host)
         self._origins = frozenset(map(_origin, origins))
         self._key = None if api_key is None else _bearer(api_key)
@@ -101,8 +107,8 @@ class AccessControl:
         if not name or not (is_loopback(name) or name in (self._host, _canonical(here[0] if here else ""))):
             raise AccessRefusal(
                 403,
-                f'the Host header "{header}" does not name this server; expected localhost, or the address it listens'
-                " on (distill serve --host)",
+                f'the Host header "{header}" does not name this server; expected localhost, or the address that it'
+                " listens on",
                 code="host_not_allowed",
             )
 
@@ -119,8 +125,7 @@ class AccessControl:
         if origin is None or origin.lower() not in self._origins | {ours}:
             raise AccessRefusal(
                 403,
-                f'a page of the origin "{origin or site}" may not use this server; to let it, start the server with'
-                " --allow-origin URL",
+                f'a page of the origin "{origin or site}" may not use this server{self._advice}',
                 code="origin_not_allowed",
             )
 
@@ -132,6 +137,24 @@ class AccessControl:
         if scheme.lower() != "bearer" or not same:
             message = "the key is missing or wrong; expected the header Authorization: Bearer KEY"
             raise AccessRefusal(401, message, code="invalid_api_key")
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that is bound but does not listen yet; `port` 0 takes a free one. Raises `ServerError` where taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise cannot_listen(f"{host} port {port}", error) from error
+    return listener
+
+
+def cannot_listen(where: str, error: Exception) -> ServerError:
+    """The error for an address that cannot be listened on."""
+    return ServerError(f"cannot listen on {where} ({error}); choose another port with --port")
 
 
 def is_loopback(host: str) -> bool:

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from distill.collect.sessions import lead
 from distill.compare.answers import answer_to
 from distill.core import student_folder
 from distill.core.console import Silent
+from distill.core.weights import read_base
+from distill.engine.budget import Budget, TokenPrice
 from distill.engine.engine import Engine
 from distill.engine.journal.store import NAME, Journal
 from distill.engine.policy import BoundEndpoint
@@ -24,7 +27,9 @@ from distill.errors import DistillError
 from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
+from distill.recipe import Recipe, Teacher
 from distill.run.endpoints import teachers_of
+from distill.run.record import read_record
 from distill.types import Message, Model, Request, Sampling, Session
 
 
@@ -37,6 +42,8 @@ class Conversation:
     sampling: Sampling
     system: str = ""
     turns: dict[Model, list[Message]] = field(default_factory=dict)
+    available: tuple[Model, ...] = ()
+    """The sides that can be asked."""
 
     def answers(self, line: str) -> Iterator[tuple[Model, str]]:
         """The answer of every side to a line, or why there is none; the line is then left out of its turns."""
@@ -77,18 +84,62 @@ def opened(run: Path) -> Iterator[Conversation]:
         sides.append("teacher")
     teacher = recipe.main_teacher
     sampling = teacher.sampling.sampling() if teacher is not None else Sampling(temperature=0.7, max_tokens=256)
+    budget = _budget(recipe, run)
     with ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory()))
         journal = ending.enter_context(Journal.open(folder / NAME))
         ending.callback(teachers.stop)
-        yield Conversation(partial(_answer, journal, providers), sides, sampling)
+        yield Conversation(partial(_answer, journal, providers, budget), sides, sampling, available=tuple(providers))
+
+
+def outlook(run: Path) -> list[str]:
+    """What `opened` would load, whom it would ask and at what price, a line each; nothing is loaded to know it.
+
+    Raises `DistillError` where the run has no student, or its recipe cannot be used.
+    """
+    recipe = load_recipe(run)
+    student = student_folder.current(run)
+    megabytes = sum(file.stat().st_size for file in student.glob("*.safetensors")) / 1e6
+    budget = _budget(recipe, run)
+    left = None if budget.cap_usd is None else max(0.0, budget.cap_usd - budget.earlier_usd)
+    return [
+        f"Loads {read_base(student)['model']}, and the student's own {megabytes:,.0f} MB, into this machine's memory.",
+        *([_asks(recipe.main_teacher)] if recipe.main_teacher is not None else []),
+        *([f"USD {left:.4f} of the budget of USD {budget.cap_usd:g} are left."] if left is not None else []),
+    ]
+
+
+def _asks(teacher: Teacher) -> str:
+    if teacher.serve is not None:
+        return f"The teacher, {teacher.model}, runs on this machine too; the first question starts its server."
+    host, most, price = urlsplit(teacher.base_url or "").hostname, teacher.sampling.max_tokens, teacher.price
+    cost = f"of at most {most:,} tokens" if most else "of any length"
+    if price is not None and most:
+        cost += f" (USD {price.output * most / 1e6:.4f})"
+    return f"Each question goes to {teacher.model} at {host}, for an answer {cost}; the question is charged as well."
+
+
+def _budget(recipe: Recipe, run: Path) -> Budget:
+    """The run's cap, of which its stages have spent a part; models of this machine are free."""
+    spent = sum(float(sent["usd"]) for sent in read_record(run).get("sent", {}).values())
+    price = recipe.main_teacher.price if recipe.main_teacher is not None else None
+    prices = dict.fromkeys(("student", "base"), TokenPrice(input=0, output=0))
+    served = recipe.main_teacher is not None and recipe.main_teacher.serve is not None
+    if price is not None or served:
+        prices["teacher"] = TokenPrice(input=price.input, output=price.output) if price is not None else prices["base"]
+    return Budget(prices, cap_usd=recipe.budget_usd, spent_usd=spent)
 
 
 def _answer(
-    journal: Journal, providers: Mapping[str, Any], side: Model, messages: tuple[Message, ...], sampling: Sampling
+    journal: Journal,
+    providers: Mapping[str, Any],
+    budget: Budget,
+    side: Model,
+    messages: tuple[Message, ...],
+    sampling: Sampling,
 ) -> str:
-    """One side's answer. Raises `DistillError` where there is none."""
-    engine = Engine(journal, {side: BoundEndpoint(providers[side])}, progress=Silent(), stage="chat")
+    """One side's answer. Raises `DistillError` where there is none, or where it might cost more than is left."""
+    engine = Engine(journal, {side: BoundEndpoint(providers[side])}, progress=Silent(), stage="chat", budget=budget)
     question = Request(role=side, messages=messages, sampling=sampling, replica=len(messages))
     (outcome,) = engine.run([("chat", partial(answer_to, question))])
     if outcome.value is None:

@@ -38,9 +38,9 @@ def test_every_module_is_in_a_layer():
     assert sorted(top for top in tops if not re.search(rf'{re.escape(top)}[ "]', layers)) == []
 
 
-def test_the_package_opens_on_eighteen_entries_at_most():
+def test_the_package_opens_on_nineteen_entries_at_most():
     rooms = set(entries(ROOT / "distill")) - BESIDE_THE_ROOMS
-    assert len(rooms) <= 18, sorted(rooms)
+    assert len(rooms) <= 19, sorted(rooms)
 
 
 def test_the_tests_open_on_twenty_four_entries_at_most():

@@ -1,0 +1,89 @@
+"""The page's one conversation: models load on a click, in a thread of their own, and answer side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distill.errors import DistillError
+from distill.pipeline import chat
+
+T = TypeVar("T")
+
+CLOSE_SECONDS = 5.0
+"""Longest wait for the models to be released when the page's server ends."""
+
+
+class ChatDesk:
+    """Holds at most one open conversation; all that it does happens in one thread, in order."""
+
+    def __init__(self) -> None:
+        self._run: Path | None = None
+        self._conversation: chat.Conversation | None = None
+        self._models = ExitStack()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="chat")
+
+    def state(self, run: Path) -> dict[str, Any]:
+        """The conversation with a run; where none is open, what opening one loads and costs."""
+        conversation = self._conversation if self._run == run else None
+        if conversation is None:
+            return {"is_open": False, "outlook": chat.outlook(run)}
+        turns = {side: [turn.content for turn in turns] for side, turns in conversation.turns.items()}
+        return {
+            "is_open": True,
+            "sides": conversation.available,
+            "turns": turns,
+            "temperature": conversation.sampling.temperature,
+            "system": conversation.system,
+        }
+
+    async def open(self, run: Path) -> None:
+        """Begin a conversation with a run, in place of any other. Raises `DistillError`."""
+        await self._do(self._open, run)
+
+    async def close(self) -> None:
+        """End the conversation and release its models."""
+        await self._do(self._close)
+
+    async def answers(
+        self, run: Path, line: str, *, sides: Collection[str], system: str, temperature: float
+    ) -> AsyncIterator[tuple[str, str]]:
+        """The answer of each side to a line as it comes; all are asked even where the reader goes away.
+
+        Another `system` message begins the conversation anew. Raises `DistillError` where no conversation with the run
+        is open.
+        """
+        conversation = self._conversation
+        if conversation is None or self._run != run:
+            raise DistillError("no conversation with this run is open; load its models first")
+        conversation.sides = [side for side in conversation.available if side in sides]
+        conversation.sampling = replace(conversation.sampling, temperature=temperature)
+        if system != conversation.system:
+            conversation.system = system
+            conversation.turns.clear()
+        answers = conversation.answers(line)
+        try:
+            while (one := await self._do(next, answers, None)) is not None:
+                yield one
+        finally:
+            self._thread.submit(list, answers)
+
+    async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    def _open(self, run: Path) -> None:
+        from distill.formats.exporters.student.export import trained_system
+
+        self._close()
+        self._conversation = self._models.enter_context(chat.opened(run))
+        self._conversation.system = trained_system(run) or ""
+        self._run = run
+
+    def _close(self) -> None:
+        self._run = self._conversation = None
+        self._models.close()

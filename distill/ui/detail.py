@@ -1,0 +1,148 @@
+"""One row of a run with its verdicts, its lineage, and the requests behind it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from distill.engine.journal import viewing
+from distill.engine.journal.store import NAME
+from distill.errors import DistillError, RunFolderError
+from distill.ui import rows, runs
+from distill.ui.lines import lines_from
+
+LONGEST_TEXT = 100_000
+"""Characters shown of one text; of a longer one also how many are left out."""
+MOST_REQUESTS = 8
+FIND_SECONDS = 0.5
+"""Time that is given to finding a row in another file."""
+
+
+def detail(folder: Path, name: str, at: int) -> dict[str, Any]:
+    """The row that begins at an offset of a file. Raises `RunFolderError` where there is none, or a damaged one."""
+    path = runs.file_of(folder, name)
+    try:
+        row = _row_at(path, at)
+        return rows.shown(
+            {
+                "id": str(row.get("id", row.get("step", ""))),
+                "turns": [{"role": role, "text": _short(text)} for role, text in rows.turns(row)],
+                "prompt": _short(rows.prompt(row)),
+                "answers": {side: _short(text) for side, text in rows.answers(row).items()},
+                "verdicts": row.get("verdicts") if isinstance(row.get("verdicts"), list) else [],
+                "labels": rows.labels(row),
+                "objections": rows.objections(row),
+                "lineage": _lineage(folder, name, row),
+                "requests": _requests(folder, row),
+                "json": _short(json.dumps(row, ensure_ascii=False, indent=2)),
+            }
+        )
+    except RecursionError as error:
+        raise RunFolderError("the row is nested too deeply to be shown") from error
+
+
+def _row_at(path: Path, at: int) -> dict[str, Any]:
+    with path.open("rb") as file:
+        file.seek(max(at - 1, 0))
+        if at < 0 or (at > 0 and file.read(1) != b"\n"):
+            raise RunFolderError(f"no row of {path.name} begins there; the file has changed since: look again")
+        line = next(lines_from(file, at), None)
+    if line is None:
+        raise RunFolderError(f"{path.name} is shorter now; look again")
+    try:
+        return rows.read(line)
+    except DistillError as error:
+        raise RunFolderError("the row is still being written" if not line.is_ended else f"no row: {error}") from error
+
+
+def _short(text: str) -> str:
+    rest = len(text) - LONGEST_TEXT
+    return text if rest <= 0 else f"{text[:LONGEST_TEXT]} … ({rest:,} more characters are in the run folder)"
+
+
+def _lineage(folder: Path, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the row comes from (seeds, strategy, nearest), and the files of the run that hold it too."""
+    meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
+    assert isinstance(meta, dict)
+    task = str(meta.get("task") or row.get("id") or "")
+    seeds = meta.get("lineage")
+    own = {key: meta[key] for key in ("strategy", "teacher", "truncated", "category", "request") if key in meta}
+    near = meta.get("nearest") or (row.get("coverage") or {}).get("nearest")
+    return {
+        "facts": [[key, str(value)] for key, value in own.items()],
+        "seeds": [str(one) for one in seeds] if isinstance(seeds, list) else [],
+        "nearest": json.dumps(near, ensure_ascii=False) if near else "",
+        "task": task,
+        "places": list(_places(folder, name, task)) if task else [],
+    }
+
+
+def _places(folder: Path, name: str, id: str) -> Iterator[dict[str, Any]]:
+    """The rows of the same task in the run's other files, as far as they are found in `FIND_SECONDS`."""
+    deadline = time.monotonic() + FIND_SECONDS
+    for other, path in runs.files(folder).items():
+        if other == name or "/" in other or time.monotonic() > deadline:
+            continue
+        if (at := _find(path, id, deadline)) is not None:
+            yield {"file": other, "at": at}
+
+
+def _find(path: Path, id: str, deadline: float) -> int | None:
+    needle = json.dumps(id, ensure_ascii=False).encode()
+    with path.open("rb") as file:
+        for line in lines_from(file, 0):
+            if needle in line.data:
+                with suppress(DistillError):
+                    row = rows.read(line)
+                    meta = row.get("meta")
+                    if id in (row.get("id"), meta.get("task") if isinstance(meta, dict) else None):
+                        return line.at
+            if time.monotonic() > deadline:
+                return None
+    return None
+
+
+def _requests(folder: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was asked for the row, and what came back, from the run's own journal."""
+    meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
+    assert isinstance(meta, dict)
+    keys = [*(meta.get("keys") if isinstance(meta.get("keys"), list) else []), meta.get("key")]
+    wanted = [key for key in keys if isinstance(key, str)]
+    if not wanted or not (folder / NAME).is_file():
+        return []
+    try:
+        found = viewing.behind(folder / NAME, wanted[:MOST_REQUESTS])
+    except RunFolderError as error:
+        return [{"fault": str(error)}]
+    missing = len(wanted[:MOST_REQUESTS]) - len(found)
+    absent = (
+        [{"fault": f"{missing} of its answers are in the journal of a run that this one reuses"}] if missing else []
+    )
+    return [_request(one) for one in found] + absent
+
+
+def _request(one: viewing.JournalledAnswer) -> dict[str, Any]:
+    messages = [{"role": role, "text": _short(text)} for role, text in rows.turns(one.request)] or [
+        {"role": "prompt", "text": _short(str(one.request.get("prompt") or ""))}
+    ]
+    usage = one.usage or {}
+    sampling = one.request.get("sampling")
+    facts = {
+        "stage": one.stage,
+        "asked": one.created,
+        "model": one.endpoint.get("model"),
+        "address": one.endpoint.get("url"),
+        "finish": one.finish,
+        "tokens": f"{usage.get('prompt_tokens', '–')} + {usage.get('completion_tokens', '–')}" if usage else None,
+        "sampling": json.dumps(sampling, ensure_ascii=False) if sampling else None,
+        "key": one.key,
+    }
+    return {
+        "facts": [[name, str(value)] for name, value in facts.items() if value not in (None, "")],
+        "messages": messages,
+        "text": _short(one.text),
+    }
