@@ -103,7 +103,7 @@ def mark(folder: Path) -> str:
 def touched(folder: Path) -> float:
     """When the run last wrote, in seconds since 1970."""
     stamps = filter(None, (stamp(folder / name) for name in _WATCHED if name != "."))
-    return max((at for _, _, at in stamps), default=0) / 1e9
+    return max((at for _, size, at in stamps if size), default=0) / 1e9
 
 
 # --- one run

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.engine.journal.schema import UNREADABLE, open_to_read, unusable
+from distill.engine.journal.schema import UNREADABLE, connect, unusable
 
 NEWEST_ROWS = 200
 """Last rows of the journal that the newest answers are taken from; those beyond are of a likelihood's rows."""
@@ -69,8 +69,10 @@ def last_failure(path: Path) -> JournalledFailure | None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
+    """A connection that makes no file: without a write-ahead log nobody writes, and SQLite need not make one."""
+    options = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
     try:
-        with closing(open_to_read(path)) as connection:
+        with closing(connect(path, options)) as connection:
             yield connection
     except UNREADABLE as error:
         raise unusable(path, error) from error

@@ -32,7 +32,7 @@ function card(run) {
     el(
       "a", { class: "run", href: address([run.name]) },
       el("span", { class: "name" }, el("bdi", {}, run.name), pill(run.status)),
-      el("span", { class: "cost" }, spent === null ? "no price" : usd(spent), cap === null ? "" : ` of ${cap}`),
+      el("span", { class: spent === null ? "cost none" : "cost" }, spent === null ? "no price" : usd(spent), cap === null ? "" : ` of ${cap}`),
       el("span", { class: "dots" }, (run.stages ?? []).map(dot)),
       el("span", { class: "when" }, ago(run.touched)),
       el("span", { class: "story", dir: "auto" }, run.fault ?? run.headline ?? models),
@@ -59,7 +59,7 @@ export function showOverview(container, { run }) {
     draw(head, { name, status, headline, sign: ago(touched), silent: isSilent(state) }, drawHead);
     draw(stages, [state.stages, run], ([list]) => el("ol", { class: "stages" }, list.map((one) => stage(one, run))));
     draw(curve, state.curve, drawCurve);
-    draw(money, [state.spend, state.fault], ([spend, fault]) => [drawSpend(spend), fault && drawFault(fault)]);
+    draw(money, [state.spend, state.fault, status], ([spend, fault]) => [drawSpend(spend, status), fault && drawFault(fault)]);
     draw(newest, state.newest, drawNewest);
     const isOpen = log.querySelector("details")?.open ?? false;
     draw(log, [state.log, state.files], ([lines, files]) => drawLog(lines, files, run, isOpen));
@@ -97,12 +97,12 @@ function stage(one, run) {
         el("p", { class: "note" }, [progress.title === one.name ? "" : progress.title, progress.note].filter(Boolean).join(" · ")),
       ]
       : el("p", { class: "figure" }, one.status === "running" ? "working" : one.status === "failed" ? "failed" : figure),
-    el("p", { class: "note" }, facts.filter(Boolean).join(" · ")),
+    facts.filter(Boolean).map((fact) => el("p", { class: "note" }, fact)),
     one.name === "report" && one.status === "done" && el("p", {}, el("a", { href: address([run, "report"]) }, "Read it")),
   );
 }
 
-function drawSpend({ usd: spent, cap, collect, collect_cap: collectCap }) {
+function drawSpend({ usd: spent, cap, collect, collect_cap: collectCap }, status) {
   if (spent === null) return el("div", { class: "box" }, el("h2", {}, "Cost"), el("p", { class: "note" }, "Nothing here has a price."));
   const bar = (value, most, label) => [
     el("progress", { max: 1, value: most > 0 ? Math.min(1, value / most) : 1, class: value > 0.8 * most ? "near" : "", "aria-label": label }),
@@ -112,6 +112,7 @@ function drawSpend({ usd: spent, cap, collect, collect_cap: collectCap }) {
     "div", { class: "box" },
     el("h2", {}, "Cost"),
     el("p", { class: "big" }, usd(spent)),
+    status === "running" && el("p", { class: "note" }, "What is in flight counts with the most that it may cost."),
     cap === null ? el("p", { class: "note" }, "without a cap") : bar(spent, cap, `of ${usd(cap)} for the run`),
     typeof collectCap === "number" && bar(collect, collectCap, `collect: ${usd(collect)} of ${usd(collectCap)}`),
   );
@@ -137,8 +138,7 @@ function drawLog(lines, files, run, isOpen) {
   const links = files.map(({ name, bytes: size }) =>
     el("li", {}, el("a", { href: address([run, "rows"], { file: name }) }, name), " ", el("span", { class: "note" }, bytes(size))));
   return [
-    el("h2", {}, "Files"),
-    el("ul", { class: "file-list" }, links),
+    links.length > 0 && [el("h2", {}, "Files"), el("ul", { class: "file-list" }, links)],
     el("details", { class: "card", open: isOpen },
       el("summary", {}, "Log"),
       el("pre", { class: "code", tabindex: "0", "aria-label": "The last lines of run.log" }, lines.join("\n"))),

@@ -246,7 +246,7 @@ function sections(row, run, file) {
         ...(lineage.nearest ? [["nearest", lineage.nearest]] : []),
         ...(lineage.places.length ? [["also in", el("span", { class: "places" }, lineage.places.map(link))]] : []),
       ])],
-    row.requests.length > 0 && [el("h3", {}, "Asked for it"), row.requests.map(request)],
+    row.requests.length > 0 && [el("h3", {}, "Requests behind it"), row.requests.map(request)],
     el("details", { class: "card" }, el("summary", {}, "JSON"), el("pre", { class: "code", tabindex: "0" }, row.json)),
   ].flat(Infinity).filter(Boolean);
 }
