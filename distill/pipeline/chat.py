@@ -105,7 +105,7 @@ def outlook(run: Path) -> list[str]:
     return [
         f"Loads {read_base(student)['model']}, and the student's own {megabytes:,.0f} MB, into this machine's memory.",
         *([_asks(recipe.main_teacher)] if recipe.main_teacher is not None else []),
-        *([f"USD {left:.4f} of the budget of USD {budget.cap_usd:g} are left."] if left is not None else []),
+        *([f"USD {left:.4g} of the budget of USD {budget.cap_usd:g} are left."] if left is not None else []),
     ]
 
 
@@ -115,7 +115,7 @@ def _asks(teacher: Teacher) -> str:
     host, most, price = urlsplit(teacher.base_url or "").hostname, teacher.sampling.max_tokens, teacher.price
     cost = f"of at most {most:,} tokens" if most else "of any length"
     if price is not None and most:
-        cost += f" (USD {price.output * most / 1e6:.4f})"
+        cost += f" (USD {price.output * most / 1e6:.4g})"
     return f"Each question goes to {teacher.model} at {host}, for an answer {cost}; the question is charged as well."
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from distill.errors import DistillError
 from distill.pipeline import chat
+from distill.types import Model
 
 T = TypeVar("T")
 
@@ -50,13 +51,13 @@ class ChatDesk:
         """End the conversation and release its models."""
         await self._do(self._close)
 
-    async def answers(
+    def answers(
         self, run: Path, line: str, *, sides: Collection[str], system: str, temperature: float
     ) -> AsyncIterator[tuple[str, str]]:
         """The answer of each side to a line as it comes; all are asked even where the reader goes away.
 
-        Another `system` message begins the conversation anew. Raises `DistillError` where no conversation with the run
-        is open.
+        Another `system` message begins the conversation anew. Raises `DistillError`, at once, where no conversation
+        with the run is open.
         """
         conversation = self._conversation
         if conversation is None or self._run != run:
@@ -66,7 +67,9 @@ class ChatDesk:
         if system != conversation.system:
             conversation.system = system
             conversation.turns.clear()
-        answers = conversation.answers(line)
+        return self._each(conversation.answers(line))
+
+    async def _each(self, answers: Iterator[tuple[Model, str]]) -> AsyncIterator[tuple[str, str]]:
         try:
             while (one := await self._do(next, answers, None)) is not None:
                 yield one

@@ -73,7 +73,7 @@ def read(line: Line) -> dict[str, Any]:
     try:
         row = json.loads(line.data)
     except (ValueError, RecursionError) as error:
-        raise DistillError(f"not JSON ({error})") from error
+        raise DistillError("not JSON") from error
     if not isinstance(row, dict):
         raise DistillError(f"{type(row).__name__}, expected an object")
     return row

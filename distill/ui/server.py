@@ -35,6 +35,9 @@ LARGEST_BODY_BYTES = 1 << 20
 LONGEST_LINE_CHARACTERS = 100_000
 """Of a line typed in the chat."""
 
+FAULTS = (OSError, MemoryError, ImportError, RuntimeError)
+"""What files that come and go, and models that do not fit, raise."""
+
 _PAGE = Path(__file__).with_name("page")
 _FILES = {
     "/": (_PAGE / "index.html", "text/html"),
@@ -178,8 +181,11 @@ class Page:
         )
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async for side, text in answers:
-            await response.write(f"{json_text(rows.shown({'side': side, 'text': text}))}\n".encode())
+        try:
+            async for side, text in answers:
+                await _write(response, {"side": side, "text": text})
+        except FAULTS as error:  # of a model that does not fit into memory, say
+            await _write(response, {"fault": _line(error)})
         return response
 
 
@@ -202,6 +208,10 @@ def _reading(
         return _json(await asyncio.to_thread(read, request.query), **({"ETag": mark} if mark else {}))
 
     return handler
+
+
+async def _write(response: web.StreamResponse, value: Any) -> None:
+    await response.write(f"{json_text(rows.shown(value))}\n".encode())
 
 
 def _json(value: Any, **headers: str) -> web.Response:
@@ -230,8 +240,12 @@ async def _in_one_line(request: web.Request, handler: Handler) -> web.StreamResp
         return await handler(request)
     except DistillError as error:
         raise AccessRefusal(404 if isinstance(error, RunFolderError) else 409, str(error)) from error
-    except (OSError, MemoryError, ImportError, RuntimeError) as error:
-        raise AccessRefusal(500, one_line(str(error)) or type(error).__name__) from error
+    except FAULTS as error:
+        raise AccessRefusal(500, _line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    return one_line(str(error)) or type(error).__name__
 
 
 async def _mark(_: web.Request, response: web.StreamResponse) -> None:

@@ -73,8 +73,8 @@ export function showChat(container, { run }) {
       log.lastElementChild.scrollIntoView({ block: "nearest" });
       try {
         const reply = await post("/api/chat/ask", { run, line, sides: asked, system: frame.value, temperature: Number(warmth.value) });
-        for await (const { side, text: said } of lines(reply)) put(cells[side], said);
         complain("");
+        for await (const { side, text: said, fault } of lines(reply)) fault ? complain(fault) : put(cells[side], said);
       } catch (error) {
         complain(error.message);
       }
