@@ -30,10 +30,13 @@ class ChatDesk:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="chat")
 
     def state(self, run: Path) -> dict[str, Any]:
-        """The conversation with a run; where none is open, what opening one loads and costs."""
+        """The conversation with a run; where none is open, what opening one loads and costs, or why none can be."""
         conversation = self._conversation if self._run == run else None
         if conversation is None:
-            return {"is_open": False, "outlook": chat.outlook(run)}
+            try:
+                return {"is_open": False, "outlook": chat.outlook(run)}
+            except DistillError as error:
+                return {"is_open": False, "fault": str(error)}
         turns = {side: [turn.content for turn in turns] for side, turns in conversation.turns.items()}
         return {
             "is_open": True,

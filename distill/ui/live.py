@@ -55,7 +55,6 @@ def state(folder: Path) -> dict[str, Any]:
         "headline": runs.headline(folder, record),
         "files": [{"name": name, "bytes": path.stat().st_size} for name, path in runs.files(folder).items()],
         "has_report": is_own_file(folder / "report.html"),
-        "has_student": (current(folder) / "base.json").is_file(),
     }
 
 

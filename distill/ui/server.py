@@ -268,7 +268,9 @@ def serve(root: Path, *, port: int, say: Say, show: Callable[[str], object]) -> 
     Raises `RunFolderError` where there is no such folder, `ServerError` where the port is taken.
     """
     if not root.is_dir():
-        raise RunFolderError(f"there is no folder {root}; name the one that holds the runs, such as runs")
+        raise RunFolderError(
+            f"there is no folder {root}; name the one that holds the runs, or begin one: distill run quickstart"
+        )
     listener = bound(HOST, port)
     desk, login = ChatDesk(), Login(listener.getsockname()[1])
     address = f"http://{HOST}:{listener.getsockname()[1]}/?token={login.token}"

@@ -16,7 +16,7 @@ from distill.errors import RunFolderError, ServerError
 from distill.models.server_access import bound
 from distill.ui import server
 from tests.support.run_folder import write_run
-from tests.support.ui_page import Served, serving
+from tests.ui.page_server import Served, serving
 
 PATHS = ("/", "/ui.js", "/api/runs", "/api/run?run=a", "/report?run=a", "/api/chat?run=a")
 

@@ -11,7 +11,7 @@ import pytest
 from distill.engine.mock_server import MockServer
 from distill.pipeline.chat import outlook
 from tests.support.run_folder import change, write_run
-from tests.support.ui_page import Served, serving
+from tests.ui.page_server import Served, serving
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +82,5 @@ def test_models_are_asked_only_after_a_click_and_within_the_budget(tmp_path: Pat
 def test_a_run_without_a_student_says_so_in_place_of_a_button(tmp_path: Path):
     write_run(tmp_path / "a", train=False, compare=False)
     with serving(tmp_path) as page:
-        status, text = page.enter().ask("/api/chat?run=a")
-    assert status in (404, 409)
-    assert "student" in json.loads(text)["error"]["message"]
+        state = page.enter().get("/api/chat", run="a")
+    assert (state["is_open"], "student" in state["fault"]) == (False, True)

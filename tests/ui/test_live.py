@@ -15,7 +15,7 @@ from distill.engine.mock_server.faults import asking, status
 from distill.pipeline.runner import run_recipe
 from distill.ui import detail, live, runs
 from tests.support.run_folder import change, write_run
-from tests.support.ui_page import Served, serving
+from tests.ui.page_server import Served, serving
 
 TASKS = 12
 

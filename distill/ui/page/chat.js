@@ -19,7 +19,11 @@ export function showChat(container, { run }) {
 
   const draw = (state) => (state.is_open ? drawOpen(state) : drawClosed(state));
 
-  function drawClosed({ outlook }) {
+  function drawClosed({ outlook, fault }) {
+    if (fault) {
+      body.replaceChildren(el("p", { class: "notice", dir: "auto" }, fault));
+      return;
+    }
     const button = el("button", { type: "button", class: "main" }, "Load the models");
     const note = el("p", { class: "note", role: "status" });
     button.addEventListener("click", async () => {
@@ -49,7 +53,7 @@ export function showChat(container, { run }) {
     const ticks = sides.map((side) => el("label", {}, el("input", { type: "checkbox", name: side, checked: true }), side));
     const warmth = el("input", { id: "temperature", type: "number", min: 0, max: 5, step: 0.1, value: temperature ?? 0.7 });
     const frame = el("input", { id: "system", value: system, placeholder: "none", autocomplete: "off" });
-    const leave = el("button", { type: "button", onclick: () => post("/api/chat/close", {}).then(start) }, "Release the models");
+    const leave = el("button", { type: "button", onclick: () => post("/api/chat/close", {}).then(start, (error) => complain(error.message)) }, "Release the models");
     const columns = (answers, asked) => {
       const cells = Object.fromEntries(asked.map((side) => [side, el("article", { class: side }, el("h3", {}, side), el("p", { class: "note" }, "…"))]));
       for (const [side, said] of Object.entries(answers)) put(cells[side], said);

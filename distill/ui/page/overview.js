@@ -72,10 +72,10 @@ export function showOverview(container, { run }) {
 const isSilent = ({ status, touched }) => status === "running" && Date.now() / 1000 - touched > SILENT_SECONDS;
 
 function drawHead({ name, status, headline, sign, silent }) {
-  const word = silent ? "silent, or ended" : "last sign";
+  const words = silent ? `silent since ${sign}; it may have ended` : `${status === "running" ? "last sign" : "last change"} ${sign}`;
   return [
     el("h1", {}, el("bdi", {}, name), pill(status)),
-    el("p", { class: "note" }, `${status === "running" ? word : "last change"} ${sign}`),
+    el("p", { class: "note" }, words),
     headline && el("p", { class: "evidence", dir: "auto" }, headline),
   ];
 }

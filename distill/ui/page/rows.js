@@ -105,7 +105,7 @@ export function showRows(container, start) {
       rows = value.rows;
       const [from, to] = [first + 1, first + rows.length];
       const total = `${number(value.total)}${value.is_counted ? "" : "+"}`;
-      state.textContent = rows.length ? `Rows ${number(from)}–${number(to)} of ${total}` : `No rows (of ${total})`;
+      state.textContent = rows.length ? `Rows ${number(from)}–${number(to)} of ${total}` : value.total ? `No rows here (of ${total})` : "No rows.";
       pages.replaceChildren(
         first > 0 ? el("a", { href: address([run, "rows"], { ...now.query, row: "", first: Math.max(0, first - PAGE) || "" }) }, "← Previous") : "",
         to < value.total ? el("a", { href: address([run, "rows"], { ...now.query, row: "", first: first + PAGE }) }, "Next →") : "",

@@ -1,6 +1,6 @@
 // The router: an address after # names a run and a view; each view has a function that shows it and returns its end.
 
-import { address, complain, el } from "./dom.js";
+import { address, complain, el, get } from "./dom.js";
 import { showChat } from "./chat.js";
 import { showOverview, showRuns } from "./overview.js";
 import { showRows } from "./rows.js";
@@ -20,12 +20,17 @@ function place() {
 
 function showReport(container, { run }) {
   const source = `/report?${new URLSearchParams({ run })}`;
-  const frame = el("iframe", {
-    class: "report", title: `Report of ${run}`, src: source, sandbox: "allow-scripts allow-downloads",
-  });
-  const link = el("a", { href: source, target: "_blank", rel: "noopener noreferrer" }, "Open it alone");
-  container.replaceChildren(el("h1", { class: "hidden" }, `Report of ${run}`), el("p", { class: "note" }, link), frame);
+  const title = el("h1", { class: "hidden" }, `Report of ${run}`);
+  container.replaceChildren(title);
   document.body.classList.add("wide-view");
+  const show = ({ value }) =>
+    container.replaceChildren(title, ...(value.has_report
+      ? [
+        el("p", { class: "note" }, el("a", { href: source, target: "_blank", rel: "noopener noreferrer" }, "Open it alone")),
+        el("iframe", { class: "report", title: `Report of ${run}`, src: source, sandbox: "allow-scripts allow-downloads" }),
+      ]
+      : [el("p", { class: "notice" }, "The run has no report yet.")]));
+  get("/api/run", { run }).then(show, (error) => complain(error.message));
   return { end: () => document.body.classList.remove("wide-view") };
 }
 
