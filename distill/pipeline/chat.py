@@ -77,7 +77,7 @@ def opened(run: Path) -> Iterator[Conversation]:
     say_which(run, recipe)
     teachers = teachers_of(recipe, run)
     student = student_folder.current(run)
-    providers: dict[str, Any] = {"student": trained_student(student), "base": untrained_base(student)}
+    providers: dict[Model, Any] = {"student": trained_student(student), "base": untrained_base(student)}
     sides: list[Model] = ["student"]
     if teachers.all:
         providers["teacher"] = teachers.main.provider
@@ -132,7 +132,7 @@ def _budget(recipe: Recipe, run: Path) -> Budget:
 
 def _answer(
     journal: Journal,
-    providers: Mapping[str, Any],
+    providers: Mapping[Model, Any],
     budget: Budget,
     side: Model,
     messages: tuple[Message, ...],

@@ -27,20 +27,18 @@ def detail(folder: Path, name: str, at: int) -> dict[str, Any]:
     path = runs.file_of(folder, name)
     try:
         row = _row_at(path, at)
-        return rows.shown(
-            {
-                "id": str(row.get("id", row.get("step", ""))),
-                "turns": [{"role": role, "text": _short(text)} for role, text in rows.turns(row)],
-                "prompt": _short(rows.prompt(row)),
-                "answers": {side: _short(text) for side, text in rows.answers(row).items()},
-                "verdicts": row.get("verdicts") if isinstance(row.get("verdicts"), list) else [],
-                "labels": rows.labels(row),
-                "objections": rows.objections(row),
-                "lineage": _lineage(folder, name, row),
-                "requests": _requests(folder, row),
-                "json": _short(json.dumps(row, ensure_ascii=False, indent=2)),
-            }
-        )
+        return {
+            "id": str(row.get("id", row.get("step", ""))),
+            "turns": [{"role": role, "text": _short(text)} for role, text in rows.turns(row)],
+            "prompt": _short(rows.prompt(row)),
+            "answers": {side: _short(text) for side, text in rows.answers(row).items()},
+            "verdicts": rows.objects(row.get("verdicts")),
+            "labels": rows.labels(row),
+            "objections": rows.objections(row),
+            "lineage": _lineage(folder, name, row),
+            "requests": _requests(folder, row),
+            "json": _short(json.dumps(row, ensure_ascii=False, indent=2)),
+        }
     except RecursionError as error:
         raise RunFolderError("the row is nested too deeply to be shown") from error
 
@@ -66,15 +64,13 @@ def _short(text: str) -> str:
 
 def _lineage(folder: Path, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """Where the row comes from (seeds, strategy, nearest), and the files of the run that hold it too."""
-    meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
-    assert isinstance(meta, dict)
+    meta = rows.meta(row)
     task = str(meta.get("task") or row.get("id") or "")
-    seeds = meta.get("lineage")
     own = {key: meta[key] for key in ("strategy", "teacher", "truncated", "category", "request") if key in meta}
-    near = meta.get("nearest") or (row.get("coverage") or {}).get("nearest")
+    near = meta.get("nearest")
     return {
         "facts": [[key, str(value)] for key, value in own.items()],
-        "seeds": [str(one) for one in seeds] if isinstance(seeds, list) else [],
+        "seeds": rows.texts(meta.get("lineage")),
         "nearest": json.dumps(near, ensure_ascii=False) if near else "",
         "task": task,
         "places": list(_places(folder, name, task)) if task else [],
@@ -98,8 +94,7 @@ def _find(path: Path, id: str, deadline: float) -> int | None:
             if needle in line.data:
                 with suppress(DistillError):
                     row = rows.read(line)
-                    meta = row.get("meta")
-                    if id in (row.get("id"), meta.get("task") if isinstance(meta, dict) else None):
+                    if id in (row.get("id"), rows.meta(row).get("task")):
                         return line.at
             if time.monotonic() > deadline:
                 return None
@@ -108,17 +103,15 @@ def _find(path: Path, id: str, deadline: float) -> int | None:
 
 def _requests(folder: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What was asked for the row, and what came back, from the run's own journal."""
-    meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
-    assert isinstance(meta, dict)
-    keys = [*(meta.get("keys") if isinstance(meta.get("keys"), list) else []), meta.get("key")]
-    wanted = [key for key in keys if isinstance(key, str)]
+    meta = rows.meta(row)
+    wanted = [*rows.texts(meta.get("keys")), *rows.texts([meta.get("key")])][:MOST_REQUESTS]
     if not wanted or not (folder / NAME).is_file():
         return []
     try:
-        found = viewing.behind(folder / NAME, wanted[:MOST_REQUESTS])
+        found = viewing.behind(folder / NAME, wanted)
     except RunFolderError as error:
         return [{"fault": str(error)}]
-    missing = len(wanted[:MOST_REQUESTS]) - len(found)
+    missing = len(wanted) - len(found)
     absent = (
         [{"fault": f"{missing} of its answers are in the journal of a run that this one reuses"}] if missing else []
     )

@@ -154,11 +154,11 @@ def facets(path: Path, counts: Mapping[str, Any]) -> dict[str, list[str]]:
 def summary(line: Line) -> dict[str, Any]:
     """A row of the list, or why there is none."""
     try:
-        return shown({"at": line.at, **_summary(read(line))})
+        return {"at": line.at, **_summary(read(line))}
     except (DistillError, RecursionError) as error:
         why = str(error) if line.is_ended else "still being written"
         text = line.data[:SHOWN_CHARACTERS].decode("utf-8", "replace")
-        return shown({"at": line.at, "damage": why, "prompt": text})
+        return {"at": line.at, "damage": why, "prompt": text}
 
 
 def _summary(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _summary(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Role and text of each turn."""
-    pairs = [(one.get("role"), one.get("content")) for one in _objects(row.get("messages"))]
+    pairs = [(one.get("role"), one.get("content")) for one in objects(row.get("messages"))]
     return [(str(role), text if isinstance(text, str) else json.dumps(text)) for role, text in pairs]
 
 
@@ -206,9 +206,9 @@ def length(row: Mapping[str, Any]) -> int:
 
 def objections(row: Mapping[str, Any]) -> list[str]:
     """`rule/reason` of each verdict that drops the row, or why it was refused or failed."""
-    dropping = [one for one in _objects(row.get("verdicts")) if one.get("keep") is False]
+    dropping = [one for one in objects(row.get("verdicts")) if one.get("keep") is False]
     codes = [f"{one.get('rule')}/{one.get('reason')}" for one in dropping]
-    refused, failed = _mapping(row.get("meta")).get("refused"), row.get("reason")
+    refused, failed = meta(row).get("refused"), row.get("reason")
     codes += [f"refused/{refused}"] if isinstance(refused, str) else []
     codes += [f"failed/{failed}"] if isinstance(failed, str) else []
     return list(dict.fromkeys(codes))
@@ -216,9 +216,17 @@ def objections(row: Mapping[str, Any]) -> list[str]:
 
 def labels(row: Mapping[str, Any]) -> list[str]:
     """The labels of a session."""
-    meta = _mapping(row.get("meta"))
-    given = meta.get("labels")
-    return [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
+    return texts(meta(row).get("labels"))
+
+
+def meta(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row's meta; empty where it has none."""
+    return _mapping(row.get("meta"))
+
+
+def texts(value: Any) -> list[str]:
+    """The texts of a list; none of anything else."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
 def shown(value: Any) -> Any:
@@ -242,5 +250,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; none of anything else."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []

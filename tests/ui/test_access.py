@@ -144,6 +144,18 @@ def test_a_run_that_cannot_be_read_is_one_line_beside_the_others(tmp_path: Path)
             assert (status, "run.json" in json.loads(text)["error"]["message"]) == (404, True)
 
 
+def test_hidden_characters_of_a_row_are_visible(tmp_path: Path):
+    write_run(tmp_path / "a", prompts=2)
+    row = {"id": "\u202eid", "instruction": "a\x1b[2J", "meta": {"refused": "b\u2066"}}
+    (tmp_path / "a" / "refused.jsonl").write_text(json.dumps(row) + "\n")
+    with serving(tmp_path) as page:
+        [shown] = page.enter().get("/api/rows", run="a", file="refused.jsonl")["rows"]
+        whole = page.ask("/api/row?run=a&file=refused.jsonl&at=0")[1]
+    assert (shown["id"], shown["prompt"], shown["objections"]) == ("⟦U+202E⟧id", "a⟦U+001B⟧[2J", ["refused/b⟦U+2066⟧"])
+    assert "\\u202e" not in whole
+    assert "⟦U+202E⟧id" in whole
+
+
 def test_a_folder_that_is_a_run_is_shown_alone(root: Path):
     with serving(root / "a") as page:
         assert [run["name"] for run in page.enter().get("/api/runs")] == ["a"]

@@ -114,12 +114,6 @@ def test_a_search_goes_on_where_a_full_page_ended(tmp_path: Path):
     assert every(path, Query("odd")) == [str(n) for n in range(1, 300, 2)]
 
 
-def test_hidden_characters_of_a_row_are_visible(tmp_path: Path):
-    path = write(tmp_path / "x.jsonl", session("\u202eid", "a\x1b[2J", "b\u2066"))
-    [row] = rows.page(LineIndex(path), path, 0)["rows"]
-    assert (row["id"], row["prompt"], row["answer"]) == ("⟦U+202E⟧id", "a⟦U+001B⟧[2J", "b⟦U+2066⟧")
-
-
 def test_filters_offer_what_the_rows_have(tmp_path: Path):
     path = write(tmp_path / "dropped.jsonl", *KINDS)
     counts = {"against": {"near_duplicate/near_duplicate": 3}, "labels": {"truncated": 2}}
