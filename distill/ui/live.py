@@ -77,23 +77,19 @@ def _tail(log: Path) -> list[tuple[str, str]]:
 
 
 def _progress(stage: str, lines: Sequence[tuple[str, str]], curve: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The stage's last line of progress; of a training, its last step."""
-    if stage == "train" and curve and curve["last"]:
-        step = curve["last"]
-        return {"title": "train", "done": step.get("step"), "total": step.get("steps"), "note": ""}
-    begun = max(
-        (n for n, (_, text) in enumerate(lines) if text.startswith((f"{stage}: started", f"{stage} runs"))), default=-1
-    )
-    for _, text in reversed(lines[begun + 1 :]):
-        if match := _PROGRESS.fullmatch(text):
-            total = match["total"]
-            return {
-                "title": match["title"],
-                "done": float(match["done"]),
-                "total": None if total is None else float(total),
-                "note": match["note"] or "",
-            }
-    return None
+    """The stage's last line of progress; of a training, with the last step of its own log, which is newer."""
+    started = (f"{stage}: started", f"{stage} runs again")
+    begun = max((place for place, (_, text) in enumerate(lines) if text.startswith(started)), default=-1)
+    matches = (_PROGRESS.fullmatch(text) for _, text in reversed(lines[begun + 1 :]))
+    match = next(filter(None, matches), None)
+    said = {} if match is None else {key: value for key, value in match.groupdict().items() if value is not None}
+    step = curve["last"] if stage == "train" and curve else None
+    if step is not None:
+        return {"title": stage, "done": step.get("step"), "total": step.get("steps"), "note": said.get("note", "")}
+    if not said:
+        return None
+    total = float(said["total"]) if "total" in said else None
+    return {"title": said["title"], "done": float(said["done"]), "total": total, "note": said.get("note", "")}
 
 
 def _training_folder(folder: Path, stages: Sequence[dict[str, Any]]) -> Path:

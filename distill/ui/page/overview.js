@@ -26,7 +26,7 @@ export function showRuns(container) {
 
 function card(run) {
   const { usd: spent = null, cap = null } = run.spend ?? {};
-  const models = [run.student, run.teacher].filter(Boolean).join(" ← ");
+  const models = run.student ? `${run.student}, taught by ${run.teacher || "its rows"}` : run.teacher && `answers of ${run.teacher}`;
   return el(
     "li", {},
     el(

@@ -79,7 +79,7 @@ export function showRows(container, start) {
         el("span", { class: "asked", dir: "auto" }, title),
         el("span", { class: "answered", dir: "auto" }, body),
         el("span", { class: "badges" }, (row.objections ?? []).map((one) => badge(one, "alert")), (row.labels ?? []).map((one) => badge(one)),
-          row.length ? badge(`${number(row.length)} characters`) : null)));
+          row.length ? badge(`${number(row.length)} characters`, "length") : null)));
   }
 
   async function load() {
