@@ -41,16 +41,21 @@ class Query:
     longest: int | None = None
 
     @cached_property
-    def needles(self) -> list[bytes]:
-        """Bytes, in lower case, that the JSON of each fitting row has: characters of ASCII that JSON never escapes."""
-        texts = (self.text, self.verdict.rpartition("/")[2], self.label)
-        plain = [text for text in texts if text and text.isascii() and text.isprintable()]
-        return [text.lower().encode() for text in plain if not set(text) & set('"\\/')]
+    def _needles(self) -> tuple[list[bytes], list[str]]:
+        """What the JSON of a fitting row holds: characters of ASCII that JSON never escapes in lower case, the rest."""
+        wanted = list(filter(None, (self.text, self.verdict.rpartition("/")[2], self.label)))
+        plain = [one for one in wanted if one.isascii() and one.isprintable() and not set(one) & set('"\\/')]
+        others = [json.dumps(one, ensure_ascii=False)[1:-1].casefold() for one in wanted if one not in plain]
+        return [one.lower().encode() for one in plain], others
 
     def may_be_in(self, data: bytes) -> bool:
         """Whether a row of these bytes may fit; far quicker than reading them."""
-        lower = data.lower() if self.needles else b""
-        return all(needle in lower for needle in self.needles)
+        plain, others = self._needles
+        lower = data.lower() if plain else b""
+        if not all(needle in lower for needle in plain):
+            return False
+        folded = data.decode("utf-8", "replace").casefold() if others else ""
+        return all(needle in folded for needle in others) or "\\u" in folded or "\\/" in folded
 
     def fits(self, row: Mapping[str, Any]) -> bool:
         """Whether the row fits."""
@@ -120,7 +125,7 @@ def _fitting(file: Any, query: Query, at: int) -> Iterator[tuple[Line, dict[str,
 
 
 def _row(line: Line, query: Query) -> dict[str, Any] | None:
-    if not query.may_be_in(line.data):
+    if len(line.data) < query.shortest or not query.may_be_in(line.data):
         return None
     try:
         row = read(line)
