@@ -16,7 +16,7 @@ from distill.types import Model
 
 T = TypeVar("T")
 
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
 """Longest wait for the models to be released when the page's server ends."""
 
 

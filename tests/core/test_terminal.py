@@ -116,6 +116,7 @@ BAR = f"""
 from distill.core import console
 with console.progress({LINK + HOSTILE!r}, 2) as bar:
     bar.update(1, note={LINK + HOSTILE!r})
+console.hint("a hint")
 console.result(console.painted({HOSTILE!r}, "added"))
 console.result("⟪0123456789abcdef added⟫plain")
 """
@@ -132,7 +133,20 @@ def test_on_a_terminal_a_progress_bar_shows_names_as_they_are_and_colours_are_ou
     os.close(master)
     text = shown.decode()
     assert LINK in text
+    assert "a hint" in text
     assert "\x1b]" not in text
     assert "\u202e" not in text
     assert "\x1b[32m⟦U+001B⟧]0;title" in text
     assert "⟪0123456789abcdef added⟫plain" in text
+
+
+def test_a_bar_logs_what_a_pipe_would_get_and_a_hint_is_for_a_terminal_alone() -> None:
+    lines: list[str] = []
+    out = io.StringIO()
+    with redirect_stderr(out), console.observed(lines.append), console._Bar("collect", None, "") as bar:
+        bar.update(3, note=HOSTILE)
+        bar._lines._speak()
+        console.hint("a hint")
+    assert [line.partition(" s, ")[0] for line in lines] == ["collect: 3, 0"]
+    assert STEERING.findall("".join(lines)) == []
+    assert "a hint" not in out.getvalue()
