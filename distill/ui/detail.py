@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from distill.engine.journal import viewing
 from distill.engine.journal.store import NAME
 from distill.errors import DistillError, RunFolderError
+from distill.run.funnel import short
 from distill.ui import rows, runs
 from distill.ui.lines import lines_from
 
 LONGEST_TEXT = 100_000
 """Characters shown of one text; of a longer one also how many are left out."""
 MOST_REQUESTS = 8
-FIND_SECONDS = 0.5
+FIND_SECONDS = 1.0
 """Time that is given to finding a row in another file."""
 
 
@@ -71,7 +71,7 @@ def _lineage(folder: Path, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "facts": [[key, str(value)] for key, value in own.items()],
         "seeds": rows.texts(meta.get("lineage")),
-        "nearest": json.dumps(near, ensure_ascii=False) if near else "",
+        "nearest": ", ".join(f"{key} {short(value)}" for key, value in near.items()) if isinstance(near, dict) else "",
         "task": task,
         "places": list(_places(folder, name, task)) if task else [],
     }
@@ -88,14 +88,10 @@ def _places(folder: Path, name: str, id: str) -> Iterator[dict[str, Any]]:
 
 
 def _find(path: Path, id: str, deadline: float) -> int | None:
-    needle = json.dumps(id, ensure_ascii=False).encode()
     with path.open("rb") as file:
-        for line in lines_from(file, 0):
-            if needle in line.data:
-                with suppress(DistillError):
-                    row = rows.read(line)
-                    if id in (row.get("id"), rows.meta(row).get("task")):
-                        return line.at
+        for line, row in rows.fitting(file, rows.Query(id), 0):
+            if row is not None and id in (row.get("id"), rows.meta(row).get("task")):
+                return line.at
             if time.monotonic() > deadline:
                 return None
     return None

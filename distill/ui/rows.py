@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -98,7 +98,7 @@ def search(path: Path, query: Query, at: int, most: int = PAGE_ROWS) -> dict[str
     deadline, rows = time.monotonic() + SEARCH_SECONDS, list[dict[str, Any]]()
     with path.open("rb") as file:
         size = path.stat().st_size
-        for line, row in _fitting(file, query, at):
+        for line, row in fitting(file, query, at):
             at = line.end
             if row is not None:
                 rows.append(summary(line))
@@ -107,7 +107,7 @@ def search(path: Path, query: Query, at: int, most: int = PAGE_ROWS) -> dict[str
     return {"rows": rows, "next": None, "share": 1.0}
 
 
-def _fitting(file: Any, query: Query, at: int) -> Iterator[tuple[Line, dict[str, Any] | None]]:
+def fitting(file: Any, query: Query, at: int) -> Iterator[tuple[Line, dict[str, Any] | None]]:
     """The rows that fit; and, without a row, the end of each block, so that a caller can look at the time."""
     file.seek(at)
     while block := file.read(BLOCK_BYTES):
@@ -136,20 +136,20 @@ def _row(line: Line, query: Query) -> dict[str, Any] | None:
 
 def facets(path: Path, counts: Mapping[str, Any]) -> dict[str, list[str]]:
     """Verdicts and labels to filter by: those of the first rows, and those that curate has counted."""
-    verdicts, marks, has_verdicts = Counter[str](), Counter[str](), False
+    verdicts, marks, has_verdicts, deadline = set[str](), set[str](), False, time.monotonic() + SEARCH_SECONDS
     with path.open("rb") as file:
         for line in islice(lines_from(file, 0), FACET_ROWS):
-            try:
+            with suppress(DistillError):
                 row = read(line)
-            except DistillError:
-                continue
-            verdicts.update(objections(row))
-            marks.update(labels(row))
-            has_verdicts = has_verdicts or "verdicts" in row
+                verdicts |= {*objections(row)}
+                marks |= {*labels(row)}
+                has_verdicts = has_verdicts or "verdicts" in row
+            if time.monotonic() > deadline:
+                break
     if has_verdicts and path.name == "dropped.jsonl":
-        verdicts.update(_mapping(counts.get("against")).keys())
+        verdicts |= _mapping(counts.get("against")).keys()
     if has_verdicts:
-        marks.update(_mapping(counts.get("labels")).keys())
+        marks |= _mapping(counts.get("labels")).keys()
     return {"verdicts": sorted(verdicts), "labels": sorted(marks)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from distill.core.hashing import json_sha256
 from distill.core.student_folder import NEXT, STUDENT
+from distill.engine.journal import viewing
 from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME
 from distill.errors import DistillError, RunFolderError
@@ -59,7 +61,7 @@ class RunsFolder:
 
     def mark(self) -> str:
         """A text that changes when the list does."""
-        return json_sha256([[name, mark(folder)] for name, folder in self.folders().items()])
+        return json_sha256([[ascii(name), mark(folder)] for name, folder in self.folders().items()])
 
 
 def _is_run(folder: Path) -> bool:
@@ -152,17 +154,31 @@ def status(of: list[dict[str, Any]]) -> str:
 
 
 def spend(folder: Path, record: RunRecord, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """USD spent, of collect too, and the caps; `None` for a sum or a cap that there is not."""
-    sent = validated(dict[str, StageSends], read_record(folder).get("sent", {}), folder / "run.json")
+    """USD spent, of collect too, what is in flight at most, and the caps; `None` for a sum or a cap that there is not.
+
+    While a stage runs, the journal says what is spent: run.json counts what is in flight with the most it may cost.
+    """
+    document = read_record(folder)
+    sent, lost = (_usd_by_stage(folder, document.get(key, {})) for key in ("sent", "lost"))
     by_stage = {name: entry.usd for name, entry in record.stages.items() if entry.usd is not None}
-    by_stage |= {name: one.usd for name, one in sent.items() if one.usd or name in by_stage}
+    by_stage |= {name: usd for name, usd in sent.items() if usd or name in by_stage}
+    in_flight = 0.0
+    if by_stage and any(entry.status == "running" for entry in record.stages.values()):
+        with suppress(RunFolderError):
+            settled, in_flight = viewing.spent(folder / NAME)
+            by_stage = {name: settled.get(name, 0.0) + lost.get(name, 0.0) for name in settled | lost}
     collect = recipe.get("collect")
     return {
         "usd": sum(by_stage.values()) if by_stage else None,
+        "in_flight": in_flight,
         "cap": recipe.get("budget_usd"),
         "collect": by_stage.get("collect", 0.0),
         "collect_cap": collect.get("budget_usd") if isinstance(collect, dict) else None,
     }
+
+
+def _usd_by_stage(folder: Path, sends: Any) -> dict[str, float]:
+    return {name: one.usd for name, one in validated(dict[str, StageSends], sends, folder / "run.json").items()}
 
 
 def headline(folder: Path, record: RunRecord) -> str | None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 HEAVY = ("torch", "transformers", "openai", "datasets", "trl", "peft", "aiohttp", "pydantic")
 COMMANDS = (
     "run", "expand", "collect", "curate", "train", "compare", "report", "check", "show", "explain-miss", "clean",
-    "import", "export", "serve", "doctor", "explain", "schema",
+    "import", "export", "serve", "doctor", "explain", "schema", "ui",
 )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,23 @@ def test_a_finished_run_shows_its_status_its_spend_and_its_last_fault(run: Path,
     assert "too rude" in state["fault"]["text"]
     assert [one["prompt"] for one in state["newest"]] == ["This is task 11.", "This is task 10.", "This is task 9."]
     assert not list(run.glob("journal.sqlite-*"))
+
+
+def test_what_is_in_flight_is_not_spent_yet(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "paid")
+    with sqlite3.connect(tmp_path / "paid" / "journal.sqlite") as journal:
+        journal.execute("UPDATE intents SET outcome = NULL, usd = 0.01 WHERE id = 1")
+    journal.close()
+
+    def running(record: dict[str, Any]) -> dict[str, Any]:
+        record["stages"]["collect"]["status"] = "running"
+        return {**record, "lost": {"collect": {"sends": 1, "usd": 0.002}}}
+
+    change(tmp_path / "paid" / "run.json", running)
+    before, spend = (live.state(folder)["spend"] for folder in (run, tmp_path / "paid"))
+    assert spend["in_flight"] == 0.01
+    assert 0.002 < spend["usd"] == spend["collect"] < before["usd"] + 0.002
+    assert before["in_flight"] == 0
 
 
 def test_a_row_has_its_verdicts_its_lineage_and_the_request_behind_it(page: Served):

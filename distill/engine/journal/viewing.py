@@ -67,6 +67,19 @@ def last_failure(path: Path) -> JournalledFailure | None:
         return next((JournalledFailure(*map(str, row)) for row in rows), None)
 
 
+def spent(path: Path) -> tuple[dict[str, float], float]:
+    """USD of the sends whose cost is known, by stage; and the most that those in flight may cost. Reads all sends.
+
+    Raises `RunFolderError` for a journal that cannot be read.
+    """
+    with _reading(path) as connection:
+        rows = connection.execute(
+            "SELECT stage, total(usd) FILTER (WHERE outcome IS NOT NULL), total(usd) FILTER (WHERE outcome IS NULL)"
+            " FROM intents WHERE outcome IS NOT 'unsent' GROUP BY stage"
+        ).fetchall()
+    return {stage: usd for stage, usd, _ in rows}, sum(usd for *_, usd in rows)
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
     """A connection that makes no file: without a write-ahead log nobody writes, and SQLite need not make one."""

@@ -59,7 +59,7 @@ export function showOverview(container, { run }) {
     draw(head, { name, status, headline, sign: ago(touched), silent: isSilent(state) }, drawHead);
     draw(stages, [state.stages, run], ([list]) => el("ol", { class: "stages" }, list.map((one) => stage(one, run))));
     draw(curve, state.curve, drawCurve);
-    draw(money, [state.spend, state.fault, status], ([spend, fault]) => [drawSpend(spend, status), fault && drawFault(fault)]);
+    draw(money, [state.spend, state.fault], ([spend, fault]) => [drawSpend(spend), fault && drawFault(fault)]);
     draw(newest, state.newest, drawNewest);
     const isOpen = log.querySelector("details")?.open ?? false;
     draw(log, [state.log, state.files], ([lines, files]) => drawLog(lines, files, run, isOpen));
@@ -102,7 +102,7 @@ function stage(one, run) {
   );
 }
 
-function drawSpend({ usd: spent, cap, collect, collect_cap: collectCap }, status) {
+function drawSpend({ usd: spent, in_flight: open, cap, collect, collect_cap: collectCap }) {
   if (spent === null) return el("div", { class: "box" }, el("h2", {}, "Cost"), el("p", { class: "note" }, "Nothing here has a price."));
   const bar = (value, most, label) => [
     el("progress", { max: 1, value: most > 0 ? Math.min(1, value / most) : 1, class: value > 0.8 * most ? "near" : "", "aria-label": label }),
@@ -112,7 +112,7 @@ function drawSpend({ usd: spent, cap, collect, collect_cap: collectCap }, status
     "div", { class: "box" },
     el("h2", {}, "Cost"),
     el("p", { class: "big" }, usd(spent)),
-    status === "running" && el("p", { class: "note" }, "What is in flight counts with the most that it may cost."),
+    open > 0 && el("p", { class: "note" }, `and at most ${usd(open)} for what is in flight`),
     cap === null ? el("p", { class: "note" }, "without a cap") : bar(spent, cap, `of ${usd(cap)} for the run`),
     typeof collectCap === "number" && bar(collect, collectCap, `collect: ${usd(collect)} of ${usd(collectCap)}`),
   );

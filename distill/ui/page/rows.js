@@ -238,7 +238,7 @@ function sections(row, run, file) {
     turns(row.turns.length ? row.turns : row.prompt ? [{ role: "task", text: row.prompt }] : []),
     Object.keys(row.answers).length > 0 && el("div", { class: "columns" }, Object.entries(row.answers).map(([who, said]) =>
       el("article", { class: who }, el("h3", {}, who.replace("_", " ")), text(said || "(nothing)")))),
-    row.verdicts.length > 0 && [el("h3", {}, "Verdicts"), verdictTable(row.verdicts)],
+    row.verdicts.length > 0 && [el("h3", {}, "Verdicts"), verdictTable(row.verdicts, run)],
     [el("h3", {}, "Lineage"),
       facts([
         ...lineage.facts,
@@ -255,11 +255,13 @@ const turns = (list) =>
   el("div", { class: "turns" }, list.map(({ role, text: said }) =>
     el("div", { class: `turn ${role}` }, el("p", { class: "role" }, el("bdi", {}, role)), text(said))));
 
-function verdictTable(verdicts) {
+function verdictTable(verdicts, run) {
   const cell = (value) => el("td", {}, el("bdi", {}, value === null || value === undefined ? "" : String(value)));
   const row = ({ rule, keep, reason, value, threshold, neighbour, note }) =>
     el("tr", { class: keep === false ? "drops" : "" }, el("th", { scope: "row" }, el("bdi", {}, String(rule))),
-      el("td", {}, keep === false ? `drop: ${reason}` : "keep"), cell(value), cell(threshold), cell([neighbour, note].filter(Boolean).join(" · ")));
+      el("td", {}, keep === false ? `drop: ${reason}` : "keep"), cell(value), cell(threshold),
+      el("td", {}, neighbour && el("a", { href: address([run, "rows"], { file: "sessions.jsonl", text: String(neighbour) }) }, String(neighbour)),
+        note && ` ${note}`));
   return el("div", { class: "rules" }, el("table", { class: "verdict-table" },
     el("thead", {}, el("tr", {}, ["rule", "verdict", "value", "limit", "beside"].map((title) => el("th", { scope: "col" }, title)))),
     el("tbody", {}, verdicts.map(row))));
