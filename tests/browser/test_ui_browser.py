@@ -121,10 +121,11 @@ def test_rows_are_searched_filtered_and_opened_by_keyboard_too(tmp_path: Path) -
         for kind in ("keyDown", "keyUp"):
             await page.send("Input.dispatchKeyEvent", type=kind, key="Escape")
         await shows(page, "document.querySelector('.detail').hidden")
+        found.append(await page.evaluate("document.activeElement.dataset.at !== undefined"))
         return found
 
     assert visit(tmp_path, look) == (
-        ["Rows 1–50 of 121", "not shown: still being written", "length/too_short", "drop: too_short"],
+        ["Rows 1–50 of 121", "not shown: still being written", "length/too_short", "drop: too_short", True],
         [],
     )
 
@@ -165,13 +166,13 @@ def test_hostile_runs_are_text_and_no_view_scrolls_sideways(tmp_path: Path) -> N
 
 
 def test_the_token_lets_in_one_browser_and_every_control_has_a_name(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", prompts=2)
+    (write_run(tmp_path / "a", prompts=2) / "report.html").write_text("the report")
     unnamed = """[...document.querySelectorAll('input, select, textarea, button, a, progress')].filter((one) =>
         ![one.labels?.[0]?.textContent, one.ariaLabel, one.textContent].some((name) => name?.trim())).length"""
 
     async def look(page: Tab, served: Served) -> Any:
         found = []
-        for place, until in {"#/": ".run", "#/a": ".stage", "#/a/rows": ".row", "#/a/report": ".note"}.items():
+        for place, until in {"#/": ".run", "#/a": ".stage", "#/a/rows": ".row", "#/a/report": "iframe"}.items():
             await go(page, place, until)
             found.append(await page.evaluate(unnamed))
         status, _ = served.ask(f"/?token={served.token}")

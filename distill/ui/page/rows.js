@@ -146,8 +146,10 @@ export function showRows(container, start) {
       if (row.dataset.at === at) row.setAttribute("aria-current", "true");
       else row.removeAttribute("aria-current");
     }
+    const left = at === "" && panel.contains(document.activeElement) && detailAt?.split(" ").pop();
     container.querySelector(".split").classList.toggle("with-detail", at !== "");
     panel.hidden = at === "";
+    if (left) list.querySelector(`[data-at="${left}"]`)?.focus();
     const key = `${file()} ${at}`;
     if (at === "" || key === detailAt) {
       detailAt = at === "" ? null : detailAt;
@@ -162,6 +164,7 @@ export function showRows(container, start) {
       panel.replaceChildren(close, el("p", { class: "notice" }, error.message));
     }
     panel.scrollTop = 0;
+    if (!list.checkVisibility()) panel.focus();
   }
 
   async function draw() {

@@ -11,6 +11,7 @@ const main = document.getElementById("main");
 const trail = document.getElementById("trail");
 const tabs = document.getElementById("tabs");
 let [open, end, update] = ["", () => {}, null];
+let arrived = false;
 
 function place() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
@@ -64,6 +65,8 @@ function route() {
   open = key;
   const view = (now.run ? VIEWS[now.view] : showRuns)(main, now);
   [end, update] = [view.end, view.update ?? null];
+  if (document.activeElement === document.body && arrived) main.focus({ preventScroll: true });
+  arrived = true;
 }
 
 addEventListener("hashchange", route);
