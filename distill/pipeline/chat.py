@@ -44,6 +44,7 @@ class Conversation:
     turns: dict[Model, list[Message]] = field(default_factory=dict)
     available: tuple[Model, ...] = ()
     """The sides that can be asked."""
+    budget: Budget = field(default_factory=lambda: Budget({}))
 
     def answers(self, line: str) -> Iterator[tuple[Model, str]]:
         """The answer of every side to a line, or why there is none; the line is then left out of its turns."""
@@ -68,8 +69,11 @@ class Conversation:
 
 
 @contextmanager
-def opened(run: Path) -> Iterator[Conversation]:
-    """A conversation with a run's student and its teacher; models are released at the end. Raises `DistillError`."""
+def opened(run: Path, *, spent_usd: float = 0.0) -> Iterator[Conversation]:
+    """A conversation with a run's student and its teacher; models are released at the end. Raises `DistillError`.
+
+    Its answers may cost what the run's stages, and earlier conversations (`spent_usd`), have left of the run's budget.
+    """
     require_training_packages("distill chat")
     from distill.models.in_process import trained_student, untrained_base
 
@@ -84,23 +88,24 @@ def opened(run: Path) -> Iterator[Conversation]:
         sides.append("teacher")
     teacher = recipe.main_teacher
     sampling = teacher.sampling.sampling() if teacher is not None else Sampling(temperature=0.7, max_tokens=256)
-    budget = _budget(recipe, run)
+    budget = _budget(recipe, run, spent_usd)
     with ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory()))
         journal = ending.enter_context(Journal.open(folder / NAME))
         ending.callback(teachers.stop)
-        yield Conversation(partial(_answer, journal, providers, budget), sides, sampling, available=tuple(providers))
+        ask = partial(_answer, journal, providers, budget)
+        yield Conversation(ask, sides, sampling, available=tuple(providers), budget=budget)
 
 
-def outlook(run: Path) -> list[str]:
+def outlook(run: Path, *, spent_usd: float = 0.0) -> list[str]:
     """What `opened` would load, whom it would ask and at what price, a line each; nothing is loaded to know it.
 
-    Raises `DistillError` where the run has no student, or its recipe cannot be used.
+    `spent_usd` as there. Raises `DistillError` where the run has no student, or its recipe cannot be used.
     """
     recipe = load_recipe(run)
     student = student_folder.current(run)
     megabytes = sum(file.stat().st_size for file in student.glob("*.safetensors")) / 1e6
-    budget = _budget(recipe, run)
+    budget = _budget(recipe, run, spent_usd)
     left = None if budget.cap_usd is None else max(0.0, budget.cap_usd - budget.earlier_usd)
     return [
         f"Loads {read_base(student)['model']}, and the student's own {megabytes:,.0f} MB, into this machine's memory.",
@@ -111,7 +116,7 @@ def outlook(run: Path) -> list[str]:
 
 def _asks(teacher: Teacher) -> str:
     if teacher.serve is not None:
-        return f"The teacher, {teacher.model}, runs on this machine too; the first question starts its server."
+        return f"The teacher, {teacher.model}, runs on this machine too, on a server of its own."
     host, most, price = urlsplit(teacher.base_url or "").hostname, teacher.sampling.max_tokens, teacher.price
     cost = f"of at most {most:,} tokens" if most else "of any length"
     if price is not None and most:
@@ -119,9 +124,9 @@ def _asks(teacher: Teacher) -> str:
     return f"Each question goes to {teacher.model} at {host}, for an answer {cost}; the question is charged as well."
 
 
-def _budget(recipe: Recipe, run: Path) -> Budget:
+def _budget(recipe: Recipe, run: Path, spent_usd: float) -> Budget:
     """The run's cap, of which its stages have spent a part; models of this machine are free."""
-    spent = sum(float(sent["usd"]) for sent in read_record(run).get("sent", {}).values())
+    spent = spent_usd + sum(float(sent["usd"]) for sent in read_record(run).get("sent", {}).values())
     price = recipe.main_teacher.price if recipe.main_teacher is not None else None
     prices = dict.fromkeys(("student", "base"), TokenPrice(input=0, output=0))
     served = recipe.main_teacher is not None and recipe.main_teacher.serve is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -27,6 +28,8 @@ class ChatDesk:
         self._run: Path | None = None
         self._conversation: chat.Conversation | None = None
         self._models = ExitStack()
+        self._spent_usd = defaultdict[Path, float](float)
+        """By run, what its ended conversations have cost."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="chat")
 
     def state(self, run: Path) -> dict[str, Any]:
@@ -34,7 +37,7 @@ class ChatDesk:
         conversation = self._conversation if self._run == run else None
         if conversation is None:
             try:
-                return {"is_open": False, "outlook": chat.outlook(run)}
+                return {"is_open": False, "outlook": chat.outlook(run, spent_usd=self._spent_usd[run])}
             except DistillError as error:
                 return {"is_open": False, "fault": str(error)}
         turns = {side: [turn.content for turn in turns] for side, turns in conversation.turns.items()}
@@ -64,7 +67,7 @@ class ChatDesk:
         """
         conversation = self._conversation
         if conversation is None or self._run != run:
-            raise DistillError("no conversation with this run is open; load its models first")
+            raise DistillError("no conversation with this run is open; begin one first")
         conversation.sides = [side for side in conversation.available if side in sides]
         conversation.sampling = replace(conversation.sampling, temperature=temperature)
         if system != conversation.system:
@@ -86,10 +89,12 @@ class ChatDesk:
         from distill.formats.exporters.student.export import trained_system
 
         self._close()
-        self._conversation = self._models.enter_context(chat.opened(run))
+        self._conversation = self._models.enter_context(chat.opened(run, spent_usd=self._spent_usd[run]))
         self._conversation.system = trained_system(run) or ""
         self._run = run
 
     def _close(self) -> None:
+        if self._run is not None and self._conversation is not None:
+            self._spent_usd[self._run] += self._conversation.budget.spent_usd
         self._run = self._conversation = None
         self._models.close()

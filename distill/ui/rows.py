@@ -93,7 +93,7 @@ def page(index: LineIndex, path: Path, first: int) -> dict[str, Any]:
     return {"rows": rows, "total": total, "is_counted": is_counted}
 
 
-def search(path: Path, query: Query, at: int, most: int = PAGE_ROWS) -> dict[str, Any]:
+def search(path: Path, query: Query, at: int) -> dict[str, Any]:
     """Rows that fit from a line's offset on, for `SEARCH_SECONDS`; `next` is where to go on, none at the end."""
     deadline, rows = time.monotonic() + SEARCH_SECONDS, list[dict[str, Any]]()
     with path.open("rb") as file:
@@ -102,7 +102,7 @@ def search(path: Path, query: Query, at: int, most: int = PAGE_ROWS) -> dict[str
             at = line.end
             if row is not None:
                 rows.append(summary(line))
-            if len(rows) >= most or time.monotonic() > deadline:
+            if len(rows) >= PAGE_ROWS or time.monotonic() > deadline:
                 return {"rows": rows, "next": at if at < size else None, "share": at / max(size, 1)}
     return {"rows": rows, "next": None, "share": 1.0}
 

