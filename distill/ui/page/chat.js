@@ -53,7 +53,11 @@ export function showChat(container, { run }) {
     const ticks = sides.map((side) => el("label", {}, el("input", { type: "checkbox", name: side, checked: true }), side));
     const warmth = el("input", { id: "temperature", type: "number", min: 0, max: 5, step: 0.1, value: temperature ?? 0.7 });
     const frame = el("input", { id: "system", value: system, placeholder: "none", autocomplete: "off" });
-    const leave = el("button", { type: "button", onclick: () => post("/api/chat/close", {}).then(start, (error) => complain(error.message)) }, "End, and release the models");
+    const leave = el("button", { type: "button", onclick: release }, "End, and release the models");
+    function release() {
+      leave.disabled = true;
+      post("/api/chat/close", {}).then(start, (error) => complain(error.message));
+    }
     const columns = (answers, asked) => {
       const cells = Object.fromEntries(asked.map((side) => [side, el("article", { class: side }, el("h3", {}, side), el("p", { class: "note" }, "…"))]));
       for (const [side, said] of Object.entries(answers)) put(cells[side], said);
