@@ -48,7 +48,7 @@ export function showChat(container, { run }) {
 
   function drawOpen({ sides, turns, temperature, system }) {
     const log = el("div", { class: "talk", role: "log", "aria-label": "Conversation" });
-    const field = el("textarea", { id: "line", rows: 2, placeholder: "Ask all of them; the first answers wait until the models are loaded", "aria-label": "Your line" });
+    const field = el("textarea", { id: "line", rows: 2, placeholder: "Ask all of them", "aria-label": "Your line" });
     const send = el("button", { class: "main" }, "Ask");
     const ticks = sides.map((side) => el("label", {}, el("input", { type: "checkbox", name: side, checked: true }), side));
     const warmth = el("input", { id: "temperature", type: "number", min: 0, max: 5, step: 0.1, value: temperature ?? 0.7 });
