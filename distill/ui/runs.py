@@ -16,10 +16,9 @@ from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME
 from distill.errors import DistillError, RunFolderError
 from distill.recipe.yaml_reader import read_yaml
-from distill.run.context import ACCEPTABLE
 from distill.run.layout import STAGES
 from distill.run.reading import validated
-from distill.run.record import RunRecord, read_record, run_record
+from distill.run.record import ACCEPTABLE, RunRecord, read_record, run_record
 from distill.run.scores import read_scores
 
 Stamp = tuple[int, int, int]
