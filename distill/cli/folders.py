@@ -116,7 +116,7 @@ def explain_miss(
 
 @app.command()
 def ui(
-    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="the folder of the runs, or one run")] = Path("runs"),
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="the folder of the runs, or one run")] = Path("runs"),
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 8600,
 ) -> None:
     """Look at runs in a browser, while they work too.
