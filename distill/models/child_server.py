@@ -39,6 +39,7 @@ STOP_SECONDS = 5.0
 """From SIGTERM to SIGKILL."""
 SAY_SECONDS = 15.0
 """Between two messages while a server loads."""
+NO_VLLM = "`serve: vllm` needs vLLM, which is not installed; type: pip install vllm"
 RESTARTS = 2
 """Largest number of restarts of a server that dies during a run."""
 
@@ -242,7 +243,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _vllm() -> str:
     if (path := shutil.which("vllm")) is None:
-        raise MissingPackage("`serve: vllm` needs vLLM, which is not installed; type: pip install vllm")
+        raise MissingPackage(NO_VLLM)
     return path
 
 

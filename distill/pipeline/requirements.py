@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 from distill.core import credentials, processes, registry
 from distill.core.extras import install
@@ -13,9 +14,12 @@ from distill.curate.filters import FILTERS
 from distill.curate.stage import roles_of_filters
 from distill.engine import probe
 from distill.engine.probe import Findings
-from distill.errors import MissingPackage, RecipeError
+from distill.errors import MissingPackage, RecipeError, StageIncomplete
 from distill.recipe import Recipe, Teacher
+from distill.models.child_server import NO_VLLM
 from distill.run.context import BASE
+from distill.run.layout import STAGES
+from distill.run.record import run_record
 from distill.train.trackers import require_trackers
 
 LM_EVAL = "lm_eval"
@@ -40,8 +44,24 @@ def require(recipe: Recipe, stages: Sequence[str], allowed: Collection[str]) -> 
     asks_base = "curate" in stages and BASE in roles_of_filters(recipe, allowed)
     if "train" in stages or compares or asks_base or serves_here(recipe):
         require_training_packages("distill run")
+    if any(STAGES[name].asks_teacher for name in stages) and (lack := _lack_of_vllm(recipe)):
+        raise MissingPackage(lack)
     if "compare" in stages:
         require_benchmarks(recipe)
+
+
+def require_results(folder: Path) -> None:
+    """Raise `RunFolderError` where no run is there, `StageIncomplete` where none of its stages has a result."""
+    stages = run_record(folder).stages
+    if not any(stage.status in ("done", "partial") for name, stage in stages.items() if name != "report"):
+        raise StageIncomplete(f"{folder} has no results to report yet; run it first: distill run {folder}")
+
+
+def _lack_of_vllm(recipe: Recipe) -> str | None:
+    """The line on a missing vLLM that a model of the recipe is served with."""
+    if any(one.serve == "vllm" for one in recipe.models.values()) and which("vllm") is None:
+        return NO_VLLM
+    return None
 
 
 def require_roles(file: str | Path, recipe: Recipe) -> None:
@@ -88,7 +108,7 @@ def warnings(recipe: Recipe) -> list[str]:
     ]
     if recipe.compare is not None and recipe.compare.lm_eval is not None and find_spec("lm_eval") is None:
         texts.append(f"warning: compare.lm_eval needs the package lm_eval; type: {install('lm-eval')}")
-    return texts
+    return texts + [f"warning: {lack}" for lack in [_lack_of_vllm(recipe)] if lack is not None]
 
 
 def literal_secrets(recipe: Recipe) -> list[str]:

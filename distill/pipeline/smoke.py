@@ -95,7 +95,7 @@ def smoke(path: Path, folder: Path) -> SmokeResult:
         _replace_instructions(document.get("compare") or {}, folder)
         file = folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), "utf-8")
-        run_recipe(file, run_dir=folder / "run", options=RunOptions(yes=True, takeover=True))
+        run_recipe(file, run_dir=folder / "run", options=RunOptions(yes=True, takeover=True), farewell=False)
     changes = tuple(_changes(before, flatten(document, lists=True)))
     return SmokeResult(recipe.name, time.monotonic() - started, changes, folder / "run")
 
