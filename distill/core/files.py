@@ -84,6 +84,16 @@ def _umask() -> int:
     return umask
 
 
+def make_parent(out: Path) -> None:
+    """Make the folders above `out`. Raises `RunFolderError` where that fails."""
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {out}: its folder cannot be made ({error.strerror}); give another path"
+        ) from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to within the block; the file then replaces `path`, so no reader sees half of it.

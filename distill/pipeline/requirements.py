@@ -15,8 +15,8 @@ from distill.curate.stage import roles_of_filters
 from distill.engine import probe
 from distill.engine.probe import Findings
 from distill.errors import MissingPackage, RecipeError, StageIncomplete
-from distill.recipe import Recipe, Teacher
 from distill.models.child_server import NO_VLLM
+from distill.recipe import Recipe, Teacher
 from distill.run.context import BASE
 from distill.run.layout import STAGES
 from distill.run.record import run_record

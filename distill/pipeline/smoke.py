@@ -164,7 +164,7 @@ def _replace_sources(document: Mapping[str, Any], folder: Path) -> None:
             path, split = folder / f"source-{place}", source.get("split")
             write_stand_in(path, hub, split=split, rows=2 * ROWS, seed=place)
             source |= {"from": "hub", "path": str(path)}
-            for name in ("revision", "config"):
+            for name in ("revision", "config", "prompt", "answer", "system"):
                 source.pop(name, None)
         _reduce(source, take=ROWS)
 
