@@ -7,15 +7,16 @@ import shutil
 from collections.abc import Sequence
 from itertools import chain, repeat
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
+from distill.compare.answers import _Live
 from distill.compare.metrics.likelihood import Likelihood
 from distill.compare.metrics.overlap import Overlap
 from distill.compare.metrics.style import Style
 from distill.compare.stage import Sides, compare
-from distill.compare.stats import Difference, Gap, Interval
+from distill.compare.stats import Difference, Gap, Interval, paired_difference
 from distill.compare.summary import headline
 from distill.core import weights
 from distill.core.files import write_json
@@ -347,6 +348,17 @@ def test_a_held_out_row_without_an_answer_is_one_line(tmp_path):
         bench.compare()
 
 
+def test_the_count_of_asked_prompts_never_falls():
+    shown: list[float] = []
+    live = _Live(SimpleNamespace(update=lambda done, total, note: shown.append(done)))
+    live.update(0, 61)
+    live.watch(17, "")  # a batch under way …
+    live.watch(0, "")  # … has ended, and the engine sees its answers one by one
+    for done in (1, 10, 17, 18):
+        live.update(done, 61)
+    assert shown == [0, 17, 17, 17, 17, 17, 18]
+
+
 # The headline
 
 
@@ -383,6 +395,14 @@ def test_without_any_share_the_headline_leads_with_a_difference_and_its_doubt():
     assert headline(32, {"nll_per_byte": nll}, "nll_per_byte") == (
         "On 31 of 32 held-out prompts: NLL of the teacher's answers 3.80 against the base's 3.90 "
         "(difference −0.10, 95% CI −0.30 to 0.10, so it may be none)."
+    )
+
+
+def test_a_difference_on_too_few_prompts_is_not_said_to_be_none_beside_an_interval_without_zero():
+    few = paired_difference([0.30, 0.31, 0.32, 0.33], [0.35, 0.36, 0.37, 0.375])
+    overlap = entry("ROUGE-L", base=0.36, student=0.32, difference=few)
+    assert headline(4, {"rouge_l": overlap}, "rouge_l").endswith(
+        "(difference −0.05, 95% CI −0.05 to −0.04, too few prompts to tell: at least 6 are needed)."
     )
 
 

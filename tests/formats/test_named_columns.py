@@ -18,7 +18,14 @@ from distill.pipeline.parts import load_recipe
 from distill.pipeline.runner import run_recipe
 
 ROWS: list[dict[str, Any]] = [
-    {"id": "a", "Question": "Name a river.", "reply": "Rhine.", "persona": "Be short.", "image": "a.png", "label": True},
+    {
+        "id": "a",
+        "Question": "Name a river.",
+        "reply": "Rhine.",
+        "persona": "Be short.",
+        "image": "a.png",
+        "label": True,
+    },
     {"id": "b", "Question": "Name a lake.", "reply": "Baikal.", "persona": "", "image": "b.png", "label": False},
 ]
 NAMED = {"prompt": "question", "answer": "reply", "system": "persona"}
