@@ -216,7 +216,7 @@ def confirmed(question: str) -> bool:
 
 def page(lines: Iterable[str]) -> None:
     """Results, through `less` on a terminal that has it."""
-    pager = shutil.which("less")
+    pager = shutil.which("less") if sys.platform != "win32" else None
     if not sys.stdout.isatty() or pager is None:
         for line in lines:
             result(line)

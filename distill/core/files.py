@@ -104,7 +104,7 @@ def replacing(path: Path) -> Iterator[Path]:
     new = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
         yield new
-        with new.open("rb") as written:
+        with new.open("rb+") as written:  # Windows flushes only what may be written
             os.fsync(written.fileno())
         set_usual_modes(new)
         new.replace(path)
@@ -118,7 +118,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, pieces: Iterable[str]) -> None:
     """Write text beside `path`, flush it to the disk, and rename. Raises `RunFolderError` when it cannot be written."""
-    with replacing(path) as new, new.open("w", encoding="utf-8") as file:
+    with replacing(path) as new, new.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(pieces)
 
 

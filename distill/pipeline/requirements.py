@@ -81,7 +81,11 @@ def require_roles(file: str | Path, recipe: Recipe) -> None:
 
 
 def require_training_packages(command: str) -> None:
-    """Raise `MissingPackage` where a package of the `train` extra is not installed; imports none of them."""
+    """Raise `MissingPackage` where a package of the `train` extra is not installed; imports none of them.
+
+    Raises `UnsupportedSystem` on Windows.
+    """
+    processes.require_posix()
     absent = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
     if absent:
         raise MissingPackage(f"`{command}` needs {', '.join(absent)}, which is not installed; type: {install('train')}")

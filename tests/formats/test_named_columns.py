@@ -26,7 +26,7 @@ ROWS: list[dict[str, Any]] = [
         "image": "a.png",
         "label": True,
     },
-    {"id": "b", "Question": "Name a lake.", "reply": "Baikal.", "persona": "", "image": "b.png", "label": False},
+    {"id": "b", "Question": "Name a lake.", "reply": "Baikal.", "persona": "", "image": "b", "label": False},
 ]
 NAMED = {"prompt": "question", "answer": "reply", "system": "persona"}
 
@@ -48,7 +48,7 @@ def table(path: Path) -> Path:
     return path
 
 
-def imported(path: Path, out: Path, columns: NamedColumns, **options: Any) -> list[str]:
+def imported(path: Path, out: Path, columns: NamedColumns | None, **options: Any) -> list[str]:
     settings = dict.fromkeys(("format", "kind", "take", "tokenizer", "max_tokens", "split", "revision", "licence"))
     return import_command(str(path), out, **{**settings, "seed": 7, "columns": columns, **options})
 
