@@ -158,8 +158,8 @@ def serve(
     Chat uses the tokenizer's own template (for a student the template of its training), in which control tokens
     that a message mentions stay text; a raw prompt is tokenised unchanged. A request without max_tokens gets at most
     512. `system` begins conversations that have no system message. `origins` and `api_key` are those of
-    `AccessControl`. Raises `UnsupportedSystem` on Windows, `ServerError` when the port is taken, `ModelError` for the model, and `RecipeError` for an
-    invalid origin or key.
+    `AccessControl`. Raises `UnsupportedSystem` on Windows, `ServerError` when the port is taken, `ModelError` for the
+    model, and `RecipeError` for an invalid origin or key.
     """
     processes.require_posix()
     access = AccessControl(host, origins=origins, api_key=api_key)

@@ -12,8 +12,8 @@ from distill.engine.mock_server import MockServer
 HIDE = """
 import importlib, os, pkgutil, signal, sys, types
 
-for name in ("aiohttp", "asyncio", "filelock", "httpx2", "multiprocessing.pool", "numpy", "openai", "psutil", "pydantic",
-             "re2", "rich.progress", "sqlite3", "subprocess", "tempfile", "typer"):
+for name in ("aiohttp", "asyncio", "filelock", "httpx2", "multiprocessing.pool", "numpy", "openai", "psutil",
+             "pydantic", "re2", "rich.progress", "sqlite3", "subprocess", "tempfile", "typer"):
     importlib.import_module(name)  # what is not ours has code of its own for each system
 
 MODULES = {"fcntl", "grp", "pwd", "resource", "termios", "tty", "pty"}
