@@ -22,7 +22,7 @@ def test_the_routes_run(tmp_path, monkeypatch):
     monkeypatch.setenv("TEACHER_KEY", "a-key-of-the-stand-in")
     with MockServer(answer=answer) as server:
         assert run_page(ROOT / "recipes" / "ROUTES.md", tmp_path, server.url) == 4
-    assert {path.name for path in tmp_path.iterdir()} >= {"data", "runs", "mine.yaml", "my.yaml", "rows.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"data", "runs", "mine.yaml", "my.yaml"}
 
 
 @pytest.mark.model
