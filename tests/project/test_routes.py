@@ -10,8 +10,8 @@ import pytest
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 from distill.pipeline import smoke
+from tests.project.notebooks import cells, printed, shown
 from tests.support.documents import ADDRESS, ROOT, matches, run_page
-from tests.support.notebooks import cells, printed, shown
 
 NOTEBOOKS = sorted((ROOT / "recipes" / "notebooks").glob("*.ipynb"))
 

@@ -1,6 +1,6 @@
 """Runs the code cells of a notebook, one after the other, in this process and in the current folder.
 
-`python -m tests.support.notebooks URL FILE …` runs notebooks against a server at URL, and writes what they print into
+`python -m tests.project.notebooks URL FILE …` runs notebooks against a server at URL, and writes what they print into
 them.
 """
 
