@@ -99,7 +99,7 @@ def test_a_recipe_names_columns_and_records_the_format(tmp_path, source):
     ]
     assert load_recipe(run).sources[0].format == "csv"
     with pytest.raises(RecipeError, match='no column "answr"'):
-        load_recipe(file, overrides={"sources.rows.answer": "answr"})
+        load_recipe(file, overrides={f"sources.{source.get('from', 'rows')}.answer": "answr"})
 
 
 def test_rows_of_other_names_say_how_to_name_their_columns(tmp_path):
