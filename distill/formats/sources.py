@@ -101,7 +101,8 @@ def nothing_read(dataset: Dataset, counts: SourceCounts, kind: RowKind) -> str:
     if not counts.rejected:
         return f"{dataset.address.path}: nothing in it; expected {kind} in the format {dataset.format}"
     first = counts.rejected[0]
-    hint = HOW_TO_NAME if dataset.columns is None and first.reason in ("no_answer", "not_text", "unknown_shape") else ""
+    is_unnamed = dataset.columns is None or dataset.columns.answer is None
+    hint = HOW_TO_NAME if is_unnamed and first.reason in ("no_answer", "not_text", "unknown_shape") else ""
     return (
         f"{dataset.address.path}: none of {counts.rows} rows is read as {dataset.format}; the first, in line"
         f" {first.line}: {first.reason} ({first.detail}){hint}"
