@@ -84,7 +84,7 @@ def test_the_base_commands_use_nothing_that_only_linux_has(platform, tmp_path):
         "export runs/r --to openai --out o/o.jsonl",
         "import rows.csv --prompt frage --answer antwort --out s.jsonl",
     ]
-    commands += ["doctor", "serve smollm2"]
+    commands += ["doctor", "explain-miss runs/r", "serve smollm2"]
     (tmp_path / "tasks.txt").write_text("".join(f"Say something about {word}.\n" for word in ("tea", "rain", "a bus")))
     (tmp_path / "rows.csv").write_text(ROWS)
     with MockServer() as server:
@@ -98,7 +98,7 @@ def test_the_base_commands_use_nothing_that_only_linux_has(platform, tmp_path):
         )  # fmt: skip
     assert "Traceback" not in finished.stderr, finished.stderr
     codes = [line.rpartition(" ")[2] for line in finished.stdout.splitlines() if " → " in line]
-    assert codes == ["0", "0", "0", "0", "0", "0", "1"], finished
+    assert codes == ["0", "0", "0", "0", "0", "0", "0", "1"], finished
     assert b"\r" not in (tmp_path / "o" / "o.jsonl").read_bytes()
     assert len((tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()) == 4
     if platform == "win32":
