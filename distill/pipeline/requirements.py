@@ -18,7 +18,6 @@ from distill.errors import MissingPackage, RecipeError, StageIncomplete
 from distill.models.child_server import NO_VLLM
 from distill.recipe import Recipe, Teacher
 from distill.run.context import BASE
-from distill.run.layout import STAGES
 from distill.run.record import run_record
 from distill.train.trackers import require_trackers
 
@@ -44,8 +43,6 @@ def require(recipe: Recipe, stages: Sequence[str], allowed: Collection[str]) -> 
     asks_base = "curate" in stages and BASE in roles_of_filters(recipe, allowed)
     if "train" in stages or compares or asks_base or serves_here(recipe):
         require_training_packages("distill run")
-    if any(STAGES[name].asks_teacher for name in stages) and (lack := _lack_of_vllm(recipe)):
-        raise MissingPackage(lack)
     if "compare" in stages:
         require_benchmarks(recipe)
 
@@ -55,13 +52,6 @@ def require_results(folder: Path) -> None:
     stages = run_record(folder).stages
     if not any(stage.status in ("done", "partial") for name, stage in stages.items() if name != "report"):
         raise StageIncomplete(f"{folder} has no results to report yet; run it first: distill run {folder}")
-
-
-def _lack_of_vllm(recipe: Recipe) -> str | None:
-    """The line on a missing vLLM that a model of the recipe is served with."""
-    if any(one.serve == "vllm" for one in recipe.models.values()) and which("vllm") is None:
-        return NO_VLLM
-    return None
 
 
 def require_roles(file: str | Path, recipe: Recipe) -> None:
@@ -112,7 +102,9 @@ def warnings(recipe: Recipe) -> list[str]:
     ]
     if recipe.compare is not None and recipe.compare.lm_eval is not None and find_spec("lm_eval") is None:
         texts.append(f"warning: compare.lm_eval needs the package lm_eval; type: {install('lm-eval')}")
-    return texts + [f"warning: {lack}" for lack in [_lack_of_vllm(recipe)] if lack is not None]
+    if any(one.serve == "vllm" for one in recipe.models.values()) and which("vllm") is None:
+        texts.append(f"warning: {NO_VLLM}")
+    return texts
 
 
 def literal_secrets(recipe: Recipe) -> list[str]:

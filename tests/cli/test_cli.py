@@ -80,13 +80,15 @@ def test_a_report_of_nothing_is_one_line(tmp_path):
     )
 
 
-def test_an_absent_vllm_is_reported_before_anything_starts(tmp_path):
+def test_an_absent_vllm_is_reported_by_check_and_no_server_is_said_to_start(tmp_path):
     teacher = "teacher: {model: smollm2, serve: vllm, terms: ours, sampling: {max_tokens: 8}}"
     (tmp_path / "mine.yaml").write_text(f"name: mine\n{teacher}\ncollect: {{tasks: tasks.txt}}\n")
     (tmp_path / "tasks.txt").write_text("Name a river.\n")
     checked = here(tmp_path, "check", "mine.yaml", PATH="")
     assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, f"warning: {NO_VLLM}")
-    assert only_line(here(tmp_path, "run", "mine.yaml", PATH="")) == f"error: {NO_VLLM}"
+    ran = here(tmp_path, "run", "mine.yaml", PATH="")
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (1, f"error: {NO_VLLM}")
+    assert "starting a server" not in ran.stderr
 
 
 def test_an_unknown_command_is_a_usage_error():
