@@ -1,12 +1,14 @@
 # Two commands do everything on a machine with Python 3.11, git and make: `make demo` and `make test`.
 # TORCH_INDEX names another package index for torch alone, for example one that holds CUDA or ROCm builds.
 # JOBS is how many test processes run at once; each may take 2 GB.
+# PYTHONS names the versions of `make pythons`; one that is not on the machine is skipped with a line.
 # BENCH names benchmarks and options of `make bench`, for example "kill --quick".
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 BENCH ?=
+PYTHONS ?= 3.12 3.13
 JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -14,7 +16,7 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint keys wheel bench clean
+.PHONY: help setup demo test quick pythons lint keys wheel bench clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /make \1 — /p' Makefile
@@ -36,6 +38,9 @@ test: $(STAMP) lint  ## the whole test suite
 
 quick: $(STAMP) lint  ## three quarters of the tests, under 90 seconds: neither slow ones nor the embedded model
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not model and not slow"
+
+pythons: $(STAMP)  ## the base install on other versions of Python: check, expand, collect, curate; PYTHONS="3.12 3.13"
+	TEST_PYTHONS="$(PYTHONS)" $(BIN)/python -m pytest -q tests/project/test_wheel.py
 
 lint: $(STAMP)  ## style, types and layers
 	$(BIN)/ruff check .

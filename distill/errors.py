@@ -6,6 +6,7 @@ DistillError                    exit 1
 ├── RunFolderError                       the run folder cannot be used as asked
 │   └── RunLocked                        another process writes in it
 ├── MissingPackage                       an optional package is not installed
+├── UnsupportedSystem                    the operating system lacks what a command needs
 ├── ModelError                           weights are missing, corrupt, refused or cannot be cached
 ├── MaskError                            the loss mask has a token too many or too few
 ├── EndpointError                        an endpoint cannot be used at all: unreachable, 401, 404 model
@@ -91,6 +92,10 @@ class RunLocked(RunFolderError):
 
 class MissingPackage(DistillError):
     """An optional package is needed and not installed."""
+
+
+class UnsupportedSystem(DistillError):
+    """The operating system lacks what a command needs."""
 
 
 class ModelError(DistillError):

@@ -20,10 +20,22 @@ UsageFault: Any = next(base for base in typer.BadParameter.__mro__ if base.__nam
 """The base class of usage errors: click's, or that of typer's own copy of click in newer versions."""
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        import distill
+
+        console.result(distill.__version__)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version and stop")
+]
+
+
 @app.callback()
 def common(
-    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
-    version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False, version: Version = False
 ) -> None:
     """Train a small model to imitate a large one.
 
@@ -34,8 +46,3 @@ def common(
     """
     if debug:
         os.environ["DISTILL_DEBUG"] = "1"
-    if version:
-        import distill
-
-        console.result(distill.__version__)
-        raise typer.Exit

@@ -18,6 +18,15 @@ def import_(
     from_: Annotated[
         str | None, typer.Option("--from", metavar="FORMAT", help="alpaca, sharegpt, openai …; guessed if left out")
     ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="COLUMN", help="of a table: the column of the question")
+    ] = None,
+    answer: Annotated[
+        str | None, typer.Option("--answer", metavar="COLUMN", help="with --prompt: the column of the answer")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="COLUMN", help="with --prompt: that of the system message")
+    ] = None,
     as_: Annotated[
         str | None,
         typer.Option("--as", metavar="ROWS", help="sessions, tasks (questions alone) or pairs; by row if left out"),
@@ -45,11 +54,15 @@ def import_(
     and removing duplicates is left to `curate`.
 
     Example: distill import sharegpt.json --from sharegpt --out sessions.jsonl
+
+    Example: distill import rows.csv --prompt question --answer reply --out sessions.jsonl
     """
     from distill.formats import import_file
+    from distill.formats.named_columns import named_columns
 
     for line in import_file.import_command(
-        file, out, format=from_, kind=as_, take=take, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens,
+        file, out, format=from_, columns=named_columns(prompt, answer, system), kind=as_, take=take, seed=seed,
+        tokenizer=tokenizer, max_tokens=max_tokens,
         split=split, revision=revision, config=config, licence=licence, allowed=allow_parts or (),
     ):  # fmt: skip
         console.result(line)

@@ -53,6 +53,7 @@ def _run(arguments: list[str] | None) -> int:
     from distill.core import console, credentials, processes
     from distill.errors import DistillError, Interrupted
 
+    console.write_any_text()
     sys.excepthook = console.crashed
     logging.lastResort = console.LibraryLog(logging.WARNING)
     processes.share_cores()

@@ -20,6 +20,7 @@ from distill.engine.engine import Engine
 from distill.engine.providers import one_line
 from distill.errors import RecipeError, StageIncomplete
 from distill.formats.importers import Address, load_tasks
+from distill.formats.named_columns import named_columns
 from distill.formats.sources import Dataset, ingest, splitter
 from distill.recipe import Recipe
 from distill.run.context import Context, _with_samplings, asking, identity
@@ -299,6 +300,7 @@ def _imported(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
         Dataset(
             format=source.importer,
             address=Address(source.path or source.hub or "", source.split, source.revision, source.config),
+            columns=named_columns(source.prompt, source.answer, source.system),
             licence=source.licence,
             name=source.display_name,
             take=source.take,

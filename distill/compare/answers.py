@@ -273,7 +273,7 @@ class _Live:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._finished, self._running = 0.0, 0
+        self._finished, self._running, self._shown = 0.0, 0, 0.0
         self._total: float | None = None
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -285,4 +285,5 @@ class _Live:
         self._show(note)
 
     def _show(self, note: str) -> None:
-        self._progress.update(self._finished + self._running, self._total, note)
+        self._shown = max(self._shown, self._finished + self._running)  # a batch has ended before its flows have
+        self._progress.update(self._shown, self._total, note)

@@ -11,6 +11,7 @@ from distill.compare.metrics import Measure, ModelAnswer
 from distill.compare.prompts import same_questions
 from distill.compare.results import JUDGED, NAMES, ComparisonResults
 from distill.compare.stats import (
+    MIN_PROMPTS,
     Difference,
     Gap,
     Interval,
@@ -246,6 +247,8 @@ def _prompts_of(some: int, all_: int, what: str) -> str:
 def _against_base(entry: Mapping[str, Any], more: str = "") -> str:
     by, difference = entry["by"], entry["student_minus_base"]
     doubt = "" if difference.excludes_zero else ", so it may be none"
+    if doubt and not difference.low <= 0 <= difference.high:
+        doubt = f", too few prompts to tell: at least {MIN_PROMPTS} are needed"
     interval = f"95% CI {_number(difference.low)} to {_number(difference.high)}"
     return (
         f"{entry['title']} {_number(by['student'].mean)} against the base's {_number(by['base'].mean)} "

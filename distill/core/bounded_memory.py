@@ -14,13 +14,13 @@ def bounded_memory(most: int) -> Iterator[None]:
     Python raises `MemoryError` at the bound, and libraries their own errors. For work that takes no GPU, whose drivers
     reserve memory of the process.
     """
+    if sys.platform != "linux":
+        yield
+        return
     import resource
 
     import psutil
 
-    if sys.platform != "linux":
-        yield
-        return
     before = resource.getrlimit(resource.RLIMIT_DATA)
     total = psutil.Process().memory_info().data + most
     soft = min([total, *(limit for limit in before if limit != resource.RLIM_INFINITY)])

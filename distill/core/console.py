@@ -7,6 +7,7 @@ several processes that a launcher has started, only the first prints; the others
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -109,7 +110,18 @@ def result(line: str) -> None:
 
 
 def _print(line: str, stream: Any) -> None:
-    print(_shown(line, coloured=_has_colours(stream)), file=stream, flush=True)
+    try:
+        print(_shown(line, coloured=_has_colours(stream)), file=stream, flush=True)
+    except BrokenPipeError:  # of `| head`: the work goes on, and the run's log has every line
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def write_any_text() -> None:
+    """Have characters that the locale's encoding lacks, as in LC_ALL=C, written as escapes instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _has_colours(stream: Any) -> bool:
@@ -223,7 +235,7 @@ def open_page(address: str) -> None:
 
 def page(lines: Iterable[str]) -> None:
     """Results, through `less` on a terminal that has it."""
-    pager = shutil.which("less")
+    pager = shutil.which("less") if sys.platform != "win32" else None
     if not sys.stdout.isatty() or pager is None:
         for line in lines:
             result(line)

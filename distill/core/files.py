@@ -84,6 +84,16 @@ def _umask() -> int:
     return umask
 
 
+def make_parent(out: Path) -> None:
+    """Make the folders above `out`. Raises `RunFolderError` where that fails."""
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {out}: its folder cannot be made ({error.strerror}); give another path"
+        ) from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to within the block; the file then replaces `path`, so no reader sees half of it.
@@ -94,7 +104,7 @@ def replacing(path: Path) -> Iterator[Path]:
     new = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
         yield new
-        with new.open("rb") as written:
+        with new.open("rb+") as written:  # Windows flushes only what may be written
             os.fsync(written.fileno())
         set_usual_modes(new)
         new.replace(path)
@@ -108,7 +118,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, pieces: Iterable[str]) -> None:
     """Write text beside `path`, flush it to the disk, and rename. Raises `RunFolderError` when it cannot be written."""
-    with replacing(path) as new, new.open("w", encoding="utf-8") as file:
+    with replacing(path) as new, new.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(pieces)
 
 

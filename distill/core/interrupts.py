@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ _came, _is_listening = threading.Event(), threading.Event()
 def listening() -> Iterator[None]:
     """Have Ctrl-C and SIGTERM raise `KeyboardInterrupt` in the block, and the second end the process."""
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+    if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12, which takes a pipe that blocks
+        os.set_blocking(writer, False)
     before = [signal.getsignal(number) for number in _NUMBERS]
     pipe_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     _is_listening.set()
@@ -52,8 +54,10 @@ def arm() -> None:
     System V's `signal` (glibc has it as `sysv_signal`) calls a handler once, and then restores the default action; so
     the second signal needs no lock. Does nothing outside `listening` and with another C library.
     """
+    if sys.platform == "win32" or not _is_listening.is_set():
+        return
     libc = ctypes.CDLL(None)
-    if not (_is_listening.is_set() and hasattr(libc, "sysv_signal")):
+    if not hasattr(libc, "sysv_signal"):
         return
     for function in (libc.signal, libc.sysv_signal):
         function.argtypes, function.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p

@@ -88,7 +88,7 @@ def own_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
 def write_rows(path: Path, rows: Iterable[Any]) -> int:
     """Write rows as JSONL beside `path` and rename; returns how many. A crash leaves the old file whole."""
     count = 0
-    with replacing(path) as new, new.open("w", encoding="utf-8") as file:
+    with replacing(path) as new, new.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(f"{_line(row)}\n")
             count += 1
@@ -124,7 +124,7 @@ def rewrite(path: Path, rows: Sequence[Any]) -> None:
 def append(path: Path, rows: Iterable[Any]) -> None:
     """Append rows in one write; only the first of several processes writes."""
     if processes.is_first():
-        with path.open("a", encoding="utf-8") as out:
+        with path.open("a", encoding="utf-8", newline="\n") as out:
             out.write("".join(f"{_line(row)}\n" for row in rows))
 
 

@@ -8,6 +8,8 @@ the current folder; `python -m distill` does, before any of our code runs.
 No child outlives this process, even after SIGKILL: the Linux kernel sends it SIGTERM when the thread that started it
 ends; where that is not the main thread, and on other systems, it is watched for the end of a pipe.
 
+On Windows no child is started: models run within WSL2 there.
+
 Stdlib only.
 """
 
@@ -22,6 +24,8 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
+
+from distill.errors import UnsupportedSystem
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
@@ -67,6 +71,20 @@ def number_here() -> int:
 def is_first() -> bool:
     """Whether this is the process that writes, prints and holds the run folder's lock."""
     return number() == 0
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_posix() -> None:
+    """Raise `UnsupportedSystem` on Windows."""
+    if sys.platform == "win32":
+        raise UnsupportedSystem(
+            "models on this machine need Linux or macOS; on Windows, run distill within WSL2 (type: wsl --install), "
+            "or ask an endpoint (teacher.base_url)"
+        )
 
 
 def share_cores(environment: MutableMapping[str, str] | None = None) -> None:
@@ -120,7 +138,8 @@ def run(command: Sequence[str], *, given: str) -> subprocess.CompletedProcess[st
 
 
 def _tied(command: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The command behind the prologue, and the pipe's end that it needs, if any."""
+    """The command behind the prologue, and the pipe's end that it needs, if any. Raises `UnsupportedSystem`."""
+    require_posix()
     by_kernel = sys.platform == "linux" and threading.current_thread() is threading.main_thread()
     pipe = [] if by_kernel else [_lifeline()]
     watch = "kernel" if by_kernel else str(pipe[0])

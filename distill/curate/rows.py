@@ -86,8 +86,7 @@ def sift(rows: Sequence[MeasuredRow], rules: Rules, *, processes: int | None = N
 
 def _useful_processes(rows: Sequence[MeasuredRow]) -> int:
     characters = sum(len(message.content) for row in rows for message in row.session.messages)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_PROCESSES) if characters >= MANY_CHARACTERS else 1
+    return min(processes.cores(), MOST_PROCESSES) if characters >= MANY_CHARACTERS else 1
 
 
 def _can_be_pickled(rules: Rules) -> bool:
@@ -156,6 +155,9 @@ def _results(
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Block Ctrl-C for processes started in the block: a terminal sends it to all, and this process ends the others."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

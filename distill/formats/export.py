@@ -9,7 +9,8 @@ from typing import Any
 
 from distill.core import console, files, registry
 from distill.core.extras import install
-from distill.errors import MissingPackage, RecipeError, RunFolderError
+from distill.core.files import make_parent
+from distill.errors import MissingPackage, RecipeError
 from distill.formats.exporters import COMPARISONS, EXPORTERS, Exporter, ExportJob
 from distill.run.layout import FILES
 from distill.run.record import read_record
@@ -53,8 +54,7 @@ def export(
     if which is not None and which not in FILES:
         raise RecipeError(f'--which: unknown rows "{which}"{registry.suggest(which, FILES)}')
     read_record(run)
-    if not out.absolute().parent.is_dir():
-        raise RunFolderError(f"cannot write {out}: there is no folder {out.parent}; make it first")
+    make_parent(out)
     line = student_remark(run) if to in MODELS else comparison_remark(run) if to in COMPARISONS else None
     if line is not None:
         console.warn(line)

@@ -12,11 +12,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast, get_args
 
 from distill.core import console
+from distill.core.files import make_parent
 from distill.core.jsonl import write_rows
 from distill.core.registry import suggest
 from distill.errors import RecipeError, RunFolderError
 from distill.formats import importers
 from distill.formats.importers import Address
+from distill.formats.named_columns import NamedColumns
 from distill.formats.sources import (
     MOST_REJECTED,
     Build,
@@ -51,6 +53,7 @@ def import_file(
     rows = rows_of(dataset, counts, seed, allowed, build=BUILDERS[kind])
     if (first := next(rows, None)) is None:
         raise RecipeError(nothing_read(dataset, counts, kind or "sessions"))
+    make_parent(out)
     count = write_rows(out, _with_pairs_counted(chain([first], rows), counts))
     write_rows(rejected_path(out), counts.rejected)
     return count, counts
@@ -67,6 +70,7 @@ def import_command(
     out: Path,
     *,
     format: str | None,
+    columns: NamedColumns | None = None,
     kind: str | None,
     take: int | None,
     seed: int,
@@ -87,11 +91,12 @@ def import_command(
         raise RecipeError(f"no file {path}; check the path")
     with _seekable(path) as file:
         if format is None:
-            format, why = importers.guess(file)
+            format, why = importers.guess(file, columns)
             console.say(f"{path}: read as {format} ({why}); --from says otherwise")
         dataset = Dataset(
             format=format,
             address=Address(file, split, revision, config),
+            columns=columns,
             licence=licence,
             take=take,
             splitter=splitter(tokenizer, max_tokens) if tokenizer is not None and max_tokens is not None else None,
@@ -143,8 +148,6 @@ def rejected_path(out: Path) -> Path:
 
 
 def _require_writable(out: Path, address: Address) -> None:
-    if not out.parent.is_dir():
-        raise RunFolderError(f"cannot write {out}: there is no folder {out.parent}; make it first")
     if out.is_dir():
         raise RunFolderError(f"cannot write {out}: it is a folder; give a file, such as {out / 'sessions.jsonl'}")
     if out.exists() and Path(address.path).exists() and out.samefile(address.path):

@@ -24,6 +24,8 @@ from distill.types import Message
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
 LABEL_KEYS = ("label", "kto_tag")
 """False in sets for KTO where the answer is not to be imitated."""
+ID_KEYS = ("id", "conversation_id", "prompt_id", "message_tree_id")
+"""The first usable one names a row."""
 META_KEYS = ("category",)
 """Columns that become meta."""
 
@@ -155,8 +157,7 @@ def usable_id(value: Any) -> str | None:
 
 def row_id(row: ForeignRow) -> str | None:
     """The first usable id of a row."""
-    names = ("id", "conversation_id", "prompt_id", "message_tree_id")
-    return next((id for name in names if (id := usable_id(row.value.get(name))) is not None), None)
+    return next((id for name in ID_KEYS if (id := usable_id(row.value.get(name))) is not None), None)
 
 
 def messages_of(turns: Sequence[Turn]) -> tuple[Message, ...]:

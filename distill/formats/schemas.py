@@ -60,14 +60,18 @@ TASK_EXPECTED = 'expected an object with the key `instruction`, such as {"instru
 Shape: TypeAlias = Callable[[ForeignRow], Iterator[ParsedRow | RejectedRow]]
 
 
-def parse(rows: Rows, shape: Shape | None = None) -> Iterator[ParsedRow | RejectedRow]:
-    """The contents of every row, parsed by a shape; without one, the keys of each row determine it."""
+def parse(rows: Rows, shape: Shape | None = None, *, named: bool = False) -> Iterator[ParsedRow | RejectedRow]:
+    """The contents of every row, parsed by a shape; without one, the keys of each row determine it.
+
+    `named`: the user has named the columns to read, so that no other one makes a row unusable.
+    """
     for row in rows:
         if isinstance(row, RejectedRow):
             yield row
             continue
         try:
-            require_usable(row.value)
+            if not named:
+                require_usable(row.value)
             columns = Columns(row.value)
             for item in (shape or _shape_for(row))(replace(row, value=columns)):
                 yield _noted(item, row, columns) if isinstance(item, ParsedRow) else item

@@ -18,6 +18,7 @@ from distill.errors import RecipeError, shorten
 from distill.formats import importers
 from distill.formats.importers import Address
 from distill.formats.json_rows import RejectedRow
+from distill.formats.named_columns import HOW_TO_NAME, NamedColumns
 from distill.formats.parsed_row import ParsedRow
 from distill.formats.turns import part_meta
 from distill.models.pretrained import token_counter
@@ -50,6 +51,8 @@ class Dataset:
 
     format: str
     address: Address
+    columns: NamedColumns | None = None
+    """Columns of question, answer and system message, where no known format has their names."""
     licence: str | None = None
     name: str = ""
     """Prefix of its sessions' ids, for one of several datasets."""
@@ -98,9 +101,11 @@ def nothing_read(dataset: Dataset, counts: SourceCounts, kind: RowKind) -> str:
     if not counts.rejected:
         return f"{dataset.address.path}: nothing in it; expected {kind} in the format {dataset.format}"
     first = counts.rejected[0]
+    is_unnamed = dataset.columns is None or dataset.columns.answer is None
+    hint = HOW_TO_NAME if is_unnamed and first.reason in ("no_answer", "not_text", "unknown_shape") else ""
     return (
         f"{dataset.address.path}: none of {counts.rows} rows is read as {dataset.format}; the first, in line"
-        f" {first.line}: {first.reason} ({first.detail})"
+        f" {first.line}: {first.reason} ({first.detail}){hint}"
     )
 
 
@@ -179,7 +184,7 @@ def _rows(
     if dataset.licence is not None:
         provenance["licence"] = dataset.licence
     with console.progress(f"import {dataset.address.name}", unit="rows") as bar:
-        for parsed in importers.read(dataset.format, dataset.address, allowed=allowed):
+        for parsed in importers.read(dataset.format, dataset.address, columns=dataset.columns, allowed=allowed):
             counts.rows += 1
             if counts.rows % REPORT_ROWS == 0:
                 bar.update(counts.rows, note=f"{counts.reasons.total():,} rejected" if counts.rejected else "")

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,7 @@ STOP_SECONDS = 5.0
 """From SIGTERM to SIGKILL."""
 SAY_SECONDS = 15.0
 """Between two messages while a server loads."""
+NO_VLLM = "`serve: vllm` needs vLLM, which is not installed; type: pip install vllm"
 RESTARTS = 2
 """Largest number of restarts of a server that dies during a run."""
 
@@ -127,15 +128,16 @@ class LocalServer:
         if self.is_alive:
             return
         self.stop()
+        command = self._command()
         self._say(f"starting a server for {served_name(self._model)} (its log: {self._log})")
         atexit.register(self.stop)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._log_start = log.tell()
-            self._process = self._spawned(log)
+            self._process = self._spawned(command, log)
 
-    def _spawned(self, log: BinaryIO) -> subprocess.Popen[bytes]:
-        command, environment = self._command(), {**_ENVIRONMENT, **os.environ}
+    def _spawned(self, command: Sequence[str], log: BinaryIO) -> subprocess.Popen[bytes]:
+        environment = {**_ENVIRONMENT, **os.environ}
         environment[_KEY_VARIABLES[self._server]] = self.api_key
         processes.share_cores(environment)
         # In a new session, so that Ctrl-C reaches only this process, which then stops the child.
@@ -242,7 +244,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _vllm() -> str:
     if (path := shutil.which("vllm")) is None:
-        raise MissingPackage("`serve: vllm` needs vLLM, which is not installed; type: pip install vllm")
+        raise MissingPackage(NO_VLLM)
     return path
 
 

@@ -21,8 +21,17 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
+def training_device(name: str) -> torch.device:
+    """The device for `train.device`: `auto` or `mps`. Raises `ModelError` for mps on a machine without it."""
+    if name != "mps":
+        return default_device()
+    if not torch.backends.mps.is_available():
+        raise ModelError("train.device is mps, the GPU of Apple's chips, which torch does not find here; leave it out")
+    return torch.device("mps")
+
+
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of a GPU, in bytes; `None` for a CPU."""
+    """Free memory of a CUDA GPU, in bytes; `None` for other devices."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
 
 
@@ -47,7 +56,7 @@ def compute_dtype(name: str, device: torch.device, flags: set[str] | None = None
     if name == "auto":
         return default_dtype(device)
     if name == "bf16" and not has_bf16(device, flags):
-        place = "this GPU" if device.type == "cuda" else "this CPU"
+        place = "this CPU" if device.type == "cpu" else "this GPU"
         raise ModelError(
             f"train.dtype is bf16, and {place} does not compute in it; leave it out (float32 is used) or take fp32"
         )
@@ -55,9 +64,11 @@ def compute_dtype(name: str, device: torch.device, flags: set[str] | None = None
 
 
 def has_bf16(device: torch.device, flags: set[str] | None = None) -> bool:
-    """Whether the device computes in bfloat16, without emulating it at a tenth of the speed."""
+    """Whether the device computes in bfloat16, without emulating it at a tenth of the speed; untried on mps."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "mps":
+        return False
     return bool(_BF16_FLAGS & (cpu_flags() if flags is None else flags))
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from distill.core import student_folder
+from distill.core import processes, student_folder
 from distill.core.console import Say
 from distill.engine.providers import ProviderError, one_line
 from distill.errors import ServerError
@@ -158,9 +158,10 @@ def serve(
     Chat uses the tokenizer's own template (for a student the template of its training), in which control tokens
     that a message mentions stay text; a raw prompt is tokenised unchanged. A request without max_tokens gets at most
     512. `system` begins conversations that have no system message. `origins` and `api_key` are those of
-    `AccessControl`. Raises `ServerError` when the port is taken, `ModelError` for the model, and `RecipeError` for an
-    invalid origin or key.
+    `AccessControl`. Raises `UnsupportedSystem` on Windows, `ServerError` when the port is taken, `ModelError` for the
+    model, and `RecipeError` for an invalid origin or key.
     """
+    processes.require_posix()
     access = AccessControl(host, origins=origins, api_key=api_key)
     listener = bound(host, port)  # no client connects before the model is loaded
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -183,7 +184,7 @@ def _load(model: str, system: str | None, say: Say) -> tuple[_App, Decoder]:
     from distill.models.continuous_batching import Decoder
 
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(processes.cores())
     student = student_folder.current(Path(model).expanduser())
     is_student = student_folder.is_student(student)
     loaded = load_student(student) if is_student else load_whole(model, "own", say=say)

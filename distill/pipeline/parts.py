@@ -16,9 +16,12 @@ from distill.core import assets, console, registry
 from distill.curate.filters import FILTERS
 from distill.errors import RecipeError
 from distill.expand.strategies import STRATEGIES as GROWING
+from distill.formats import importers
 from distill.formats.importers import IMPORTERS
+from distill.formats.named_columns import named_columns
 from distill.pipeline.requirements import require_roles
 from distill.recipe import BaseOptions, Parts, Recipe, load, load_recorded
+from distill.recipe import Source as Data
 from distill.train.options import TrainOptions
 
 
@@ -84,8 +87,22 @@ def load_recipe(
         overrides=overrides,
         report_dropped=console.warn if is_run else None,
     )
-    require_roles("recipe" if isinstance(content, Mapping) else content, recipe)
+    file = "recipe" if isinstance(content, Mapping) else content
+    recipe = recipe.model_copy(update={"sources": [_with_format(source, file) for source in recipe.sources]})
+    require_roles(file, recipe)
     return recipe
+
+
+def _with_format(source: Data, file: str | Path) -> Data:
+    """The source with the format of its file, guessed where the recipe has none, and with its columns looked up."""
+    try:
+        columns = named_columns(source.prompt, source.answer, source.system)
+        if source.path is None or (source.format is not None and columns is None):
+            return source
+        guessed, _ = importers.guess(source.path, columns)
+    except RecipeError as error:
+        raise RecipeError(f"{file}: sources.{source.display_name}: {error}") from error
+    return source.model_copy(update={"format": source.format or guessed})
 
 
 def folder_of(source: Source) -> Path:

@@ -55,11 +55,11 @@ def _provide(run: Path, name: str, target: Path) -> None:
     if path.is_dir():
         shutil.copytree(path, target, copy_function=_link)
     elif path.exists():
-        target.symlink_to(path.absolute())
+        _link(str(path), str(target))
 
 
 def _link(source: str, target: str) -> None:
-    """A hard link, or a copy on another disk: a symbolic link out of a model's folder is refused."""
+    """A hard link, or a copy on another disk: a symbolic link out of a folder is refused, by Windows too."""
     try:
         os.link(source, target)
     except OSError:

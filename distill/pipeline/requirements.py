@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 from distill.core import credentials, processes, registry
 from distill.core.extras import install
@@ -13,9 +14,11 @@ from distill.curate.filters import FILTERS
 from distill.curate.stage import roles_of_filters
 from distill.engine import probe
 from distill.engine.probe import Findings
-from distill.errors import MissingPackage, RecipeError
+from distill.errors import MissingPackage, RecipeError, StageIncomplete
+from distill.models.child_server import NO_VLLM
 from distill.recipe import Recipe, Teacher
 from distill.run.context import BASE
+from distill.run.record import run_record
 from distill.train.trackers import require_trackers
 
 LM_EVAL = "lm_eval"
@@ -44,6 +47,13 @@ def require(recipe: Recipe, stages: Sequence[str], allowed: Collection[str]) -> 
         require_benchmarks(recipe)
 
 
+def require_results(folder: Path) -> None:
+    """Raise `RunFolderError` where no run is there, `StageIncomplete` where none of its stages has a result."""
+    stages = run_record(folder).stages
+    if not any(stage.status in ("done", "partial") for name, stage in stages.items() if name != "report"):
+        raise StageIncomplete(f"{folder} has no results to report yet; run it first: distill run {folder}")
+
+
 def require_roles(file: str | Path, recipe: Recipe) -> None:
     """Raise `RecipeError` where a shipped curation rule or the objective asks a model that the recipe does not have."""
     has = {"judge": recipe.teacher is not None, "base": recipe.student is not None}
@@ -61,7 +71,11 @@ def require_roles(file: str | Path, recipe: Recipe) -> None:
 
 
 def require_training_packages(command: str) -> None:
-    """Raise `MissingPackage` where a package of the `train` extra is not installed; imports none of them."""
+    """Raise `MissingPackage` where a package of the `train` extra is not installed; imports none of them.
+
+    Raises `UnsupportedSystem` on Windows.
+    """
+    processes.require_posix()
     absent = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
     if absent:
         raise MissingPackage(f"`{command}` needs {', '.join(absent)}, which is not installed; type: {install('train')}")
@@ -88,6 +102,8 @@ def warnings(recipe: Recipe) -> list[str]:
     ]
     if recipe.compare is not None and recipe.compare.lm_eval is not None and find_spec("lm_eval") is None:
         texts.append(f"warning: compare.lm_eval needs the package lm_eval; type: {install('lm-eval')}")
+    if any(one.serve == "vllm" for one in recipe.models.values()) and which("vllm") is None:
+        texts.append(f"warning: {NO_VLLM}")
     return texts
 
 

@@ -17,7 +17,7 @@ from distill.pipeline.consent import require_consent
 from distill.pipeline.early_check import try_before_paying
 from distill.pipeline.origins import load_addressed, origin_of
 from distill.pipeline.parts import Overrides, Source, folder_of
-from distill.pipeline.requirements import known_faults, require
+from distill.pipeline.requirements import known_faults, require, require_results
 from distill.pipeline.stages import PIPELINE
 from distill.pipeline.staleness import adopt, as_it_would_begin, few, revision_remarks
 from distill.recipe import Recipe, reach_of
@@ -39,8 +39,9 @@ def run_recipe(
     overrides: Overrides = (),
     stages: Sequence[str] | None = None,
     options: RunOptions = DEFAULTS,
+    farewell: bool = True,
 ) -> Path:
-    """Run a recipe's stages that are not current; returns the run folder.
+    """Run a recipe's stages that are not current; returns the run folder, and at the `farewell` prints its headline.
 
     Stages of `options.redo` run again although they are current: train starts over, and collect is answered from the
     journal. Raises `RecipeError` for a bad recipe; `ConsentNeeded` where finished stages would cost money or long
@@ -49,6 +50,8 @@ def run_recipe(
     overrides = overrides if isinstance(overrides, (str, Mapping)) else [*overrides]
     recipe, folder = load_addressed(source, run_dir, overrides, options.allowed)
     names = _selection(recipe, stages)
+    if names == ["report"]:
+        require_results(folder)
     for name in options.redo:
         _require_known(name)
         if name not in names:
@@ -74,7 +77,8 @@ def run_recipe(
             stop_teacher(context)
     for line in revision_remarks(folder, run_record(folder)):
         console.say(line)
-    _farewell(folder, finished_stages)
+    if farewell:
+        _farewell(folder, finished_stages)
     return folder
 
 

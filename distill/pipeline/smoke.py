@@ -95,7 +95,7 @@ def smoke(path: Path, folder: Path) -> SmokeResult:
         _replace_instructions(document.get("compare") or {}, folder)
         file = folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), "utf-8")
-        run_recipe(file, run_dir=folder / "run", options=RunOptions(yes=True, takeover=True))
+        run_recipe(file, run_dir=folder / "run", options=RunOptions(yes=True, takeover=True), farewell=False)
     changes = tuple(_changes(before, flatten(document, lists=True)))
     return SmokeResult(recipe.name, time.monotonic() - started, changes, folder / "run")
 
@@ -164,7 +164,7 @@ def _replace_sources(document: Mapping[str, Any], folder: Path) -> None:
             path, split = folder / f"source-{place}", source.get("split")
             write_stand_in(path, hub, split=split, rows=2 * ROWS, seed=place)
             source |= {"from": "hub", "path": str(path)}
-            for name in ("revision", "config"):
+            for name in ("revision", "config", "prompt", "answer", "system"):
                 source.pop(name, None)
         _reduce(source, take=ROWS)
 

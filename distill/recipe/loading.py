@@ -180,9 +180,8 @@ def _assign(node: Any, keys: list[str], value: Any) -> None:
 def _item_named(items: list[Any], name: str, dotted: str) -> Any:
     """The item of a list of rules, teachers or sources that has this name."""
     keys = ("filter", "metric", "name", "model", "from")
-    names = [
-        next((str(item[key]) for key in keys if item.get(key)), "") if isinstance(item, dict) else "" for item in items
-    ]
+    each = (item if isinstance(item, dict) else {} for item in items)
+    names = [next((str(one[key]) for key in keys if one.get(key)), Path(str(one.get("path", ""))).stem) for one in each]
     if name not in names:
         raise RecipeError(f'--set {dotted}: no "{name}" in the recipe\'s list{suggest(name, names)}')
     return items[names.index(name)]

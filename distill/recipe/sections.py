@@ -265,7 +265,13 @@ class Source(BaseOptions):
     name: Annotated[str, Field(pattern=r"^[^\s/]{1,100}$")] | None = None
     """Prefix of its sessions' ids; the file's name when left out."""
     format: Annotated[str | None, Field(alias="from")] = None
-    """Its format, such as `sharegpt`; required with `path`."""
+    """Its format, such as `sharegpt`; guessed from the file when left out."""
+    prompt: str | None = None
+    """Column of the question, where no known format has its name."""
+    answer: str | None = None
+    """Column of the answer; with `prompt`."""
+    system: str | None = None
+    """Column of the system message; with `prompt`."""
     path: str | None = None
     """A file or folder of that format …"""
     hub: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")] | None = None
@@ -300,9 +306,7 @@ class Source(BaseOptions):
     @model_validator(mode="after")
     def _one_place(self) -> Source:
         if (self.path is None) == (self.hub is None):
-            raise ValueError("give either `path` (with `from`), or `hub: owner/name`")
-        if self.path is not None and self.format is None:
-            raise ValueError("`from` is missing: the format of the file, such as alpaca or sharegpt")
+            raise ValueError("give either `path`, or `hub: owner/name`")
         if self.hub is not None and self.format not in (None, "hub"):
             raise ValueError(f"`from: {self.format}` is for a `path`; a `hub` dataset states its format itself")
         return self

@@ -56,6 +56,8 @@ def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, .
     message = str(item["msg"]).removeprefix("Value error, ").replace("\n", " ")
     if not where:
         return message
+    if (kind := _EXPECTED.get(item["type"])) is not None:
+        message = f"expected {kind}"
     if item["type"] == "value_error" or not _HIDDEN.isdisjoint(item["loc"]):
         return f"{where}: {message}"
     return f"{where}: {message[0].lower() + message[1:]}, found {_excerpt(item.get('input'))}"
@@ -83,6 +85,11 @@ def _unknown(key: str, known: Collection[str]) -> str:
     return f'unknown key "{key}"{suggest(key.rpartition(".")[2], known)}'
 
 
+_EXPECTED = {
+    **dict.fromkeys(("list_type", "tuple_type"), "a list, such as [a, b]"),
+    **dict.fromkeys(("dict_type", "model_type"), "keys with values, such as {key: value}"),
+}
+"""What takes the place of pydantic's words, which speak of Python's types."""
 _HIDDEN = frozenset({"api_key_env", "headers_env", "base_url", "extra_body"})
 """Keys whose values are never shown, because users put secrets there."""
 

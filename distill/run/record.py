@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -346,12 +347,11 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         require_no_links(folder)
-        state = os.statvfs(folder)
+        free = shutil.disk_usage(folder).free
     except OSError as error:
         raise RunFolderError(
             f"cannot make the run folder {folder}: {error.strerror}; give another --run-dir"
         ) from error
-    free = state.f_bavail * state.f_frsize
     if free < MIN_FREE_BYTES:
         raise RunFolderError(
             f"{folder}: {free // 1_000_000} MB free on this disk, at least {MIN_FREE_BYTES // 1_000_000} MB needed; "

@@ -18,7 +18,7 @@ from trl import SFTConfig
 
 from distill.errors import RecipeError
 from distill.models import loading
-from distill.models.device import compute_dtype, default_device, free_bytes
+from distill.models.device import compute_dtype, free_bytes, training_device
 from distill.models.quantization import require_plain
 from distill.train import packing, row_check, self_check
 from distill.train.dataset import Examples
@@ -66,7 +66,7 @@ def build(
     the examples' soft targets. Raises `RecipeError` and
     `ModelError` for options that this machine or this base does not support.
     """
-    device = default_device()
+    device = training_device(options.device)
     dtype = compute_dtype(options.dtype, device)
     _require_optimizer(options.optimizer, device)
     _require_whole_weights(options.method)

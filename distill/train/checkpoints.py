@@ -219,7 +219,10 @@ def identity_of(examples: Examples, info: Mapping[str, Any], options: TrainOptio
     settings = flatten(deciding, "train")
     deciding_info = ("model", "fingerprint", "layers", "template", "soft targets")
     student = {f"student.{key}": info[key] for key in deciding_info if key in info}
-    machine = {"device": device.default_device().type, **{package: version(package) for package in PACKAGES}}
+    place = device.training_device(options.device)
+    machine = {"device": place.type, **{package: version(package) for package in PACKAGES}}
+    if place.type == "mps":
+        machine["dtype"] = str(device.compute_dtype(options.dtype, place)).removeprefix("torch.")
     return Identity(rows, {**student, **settings, "seed": seed}, machine)
 
 

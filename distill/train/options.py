@@ -134,6 +134,8 @@ class TrainOptions(BaseOptions):
     """Which activations are computed again in the backward pass instead of kept: `full` keeps one tensor a layer,
     `selective` attention's output too, which spares its recomputation. `auto` is selective on as few layers as a
     GPU's free memory asks for by formula, none on a CPU, and full on all once one session does not fit otherwise."""
+    device: Literal["auto", "mps"] = "auto"
+    """`auto` is a CUDA GPU where there is one, else the CPU; `mps`, Apple's GPU, is never taken unasked."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of computation; trainable weights are always kept in 32 bits. `auto` is bf16 on a GPU that
     has it and fp32 elsewhere; bf16 where there is none is an error."""

@@ -13,7 +13,7 @@ from distill.core.console import duration
 from distill.errors import ModelError
 from distill.models import loading
 from distill.models.chat_template import Example
-from distill.models.device import compute_dtype, default_device, free_bytes
+from distill.models.device import compute_dtype, free_bytes, training_device
 from distill.models.pruning import kept_layers, layers_in
 from distill.models.token_bytes import MarkedExample, marked_examples
 from distill.train.build import plan_of
@@ -76,7 +76,7 @@ def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[
     usable = checked_examples(sessions, settings.template, tokenizer, options, say)
     examples, held_out = split_held_out(usable, sessions, options.eval_rows, settings.seed)
     indices = kept_layers(layers_in(base), layers) if layers is not None else None
-    device, lengths = default_device(), examples.lengths()
+    device, lengths = training_device(options.device), examples.lengths()
     width, room = compute_dtype(options.dtype, device).itemsize, free_bytes(device)
     layout = fit(base, indices, options, longest=max(lengths), width=width, room=room)
     works = _works(plan_of(lengths, options, settings.seed), lengths, layout, options)

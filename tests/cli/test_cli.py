@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 
 from distill.cli import main
-from tests.support.cli import distill, only_line
+from distill.models.child_server import NO_VLLM
+from tests.support.cli import distill, here, only_line
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +62,33 @@ def test_help_tells_every_command_in_a_whole_sentence():
     listed = distill("--help", COLUMNS="80").stdout.partition("Commands:")[2].strip().splitlines()
     assert len(listed) >= len(COMMANDS)
     assert [line for line in listed if line.endswith("...") or line[-1] not in ".?"] == []
+
+
+def test_the_version_needs_no_command(tmp_path):
+    finished = here(tmp_path, "--version")
+    assert (finished.returncode, finished.stdout) == (0, f"{version('distill')}\n")
+
+
+def test_a_report_of_nothing_is_one_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: mine\nsources: [{from: csv, path: rows.csv}]\n")
+    (tmp_path / "rows.csv").write_text("frage\nwer?\n")
+    assert "runs/mine is no run folder" in only_line(here(tmp_path, "report", "mine.yaml"))
+    assert not (tmp_path / "runs").exists()
+    here(tmp_path, "run", "mine.yaml")
+    assert only_line(here(tmp_path, "report", "mine.yaml")) == (
+        "error: runs/mine has no results to report yet; run it first: distill run runs/mine"
+    )
+
+
+def test_an_absent_vllm_is_reported_by_check_and_no_server_is_said_to_start(tmp_path):
+    teacher = "teacher: {model: smollm2, serve: vllm, terms: ours, sampling: {max_tokens: 8}}"
+    (tmp_path / "mine.yaml").write_text(f"name: mine\n{teacher}\ncollect: {{tasks: tasks.txt}}\n")
+    (tmp_path / "tasks.txt").write_text("Name a river.\n")
+    checked = here(tmp_path, "check", "mine.yaml", PATH="")
+    assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, f"warning: {NO_VLLM}")
+    ran = here(tmp_path, "run", "mine.yaml", PATH="")
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (1, f"error: {NO_VLLM}")
+    assert "starting a server" not in ran.stderr
 
 
 def test_an_unknown_command_is_a_usage_error():

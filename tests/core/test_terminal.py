@@ -37,6 +37,26 @@ def printed(*commands: list[str]) -> str:
     return out.getvalue()
 
 
+def test_a_reader_that_has_left_ends_no_work(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        seen: list[str] = []
+        with console.observed(seen.append):
+            console.say("one")
+            console.say("two")
+    assert seen == ["one", "two"]
+
+
+def test_what_the_locale_cannot_write_is_escaped(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    console.write_any_text()
+    console.result("größe → 3")
+    assert stream.buffer.getvalue() == rb"gr\xf6\xdfe \u2192 3" + b"\n"
+
+
 def recipe(folder: Path, **sections: object) -> str:
     """A recipe that collects answers to two tasks, with these sections."""
     (folder / "tasks.jsonl").write_text("".join(f'{{"id": "t{n}", "instruction": "An odd {n}."}}\n' for n in range(2)))

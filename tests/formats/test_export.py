@@ -213,7 +213,7 @@ def test_a_folder_that_is_there_is_not_touched(tmp_path):
         ({"to": "openai", "which": "keep"}, 'unknown rows "keep"'),
         ({"to": "openai", "run": "none"}, "is no run folder"),
         ({"to": "openai", "which": "kept"}, "has no kept.jsonl yet; type: distill curate"),
-        ({"to": "parquet", "out": "none/x"}, "there is no folder"),
+        ({"to": "parquet", "out": "run/run.json/x"}, "its folder cannot be made"),
         ({"to": "gguf", "system": False}, "--no-system is for alpaca"),
     ],
 )
@@ -229,6 +229,6 @@ def test_an_export_that_cannot_be_done_is_one_line(tmp_path, options, line):
 
 def test_the_command_exports(tmp_path):
     write_kept(tmp_path / "run", [session("k")])
-    finished = distill("export", "run", "--to", "sharegpt", "--out", "k.json", cwd=tmp_path)
-    assert (finished.returncode, finished.stdout) == (0, "k.json: 1 rows as sharegpt\n")
-    assert json.loads((tmp_path / "k.json").read_text())[0]["id"] == "k"
+    finished = distill("export", "run", "--to", "sharegpt", "--out", "new/er/k.json", cwd=tmp_path)
+    assert (finished.returncode, finished.stdout) == (0, "new/er/k.json: 1 rows as sharegpt\n")
+    assert json.loads((tmp_path / "new/er/k.json").read_text())[0]["id"] == "k"

@@ -323,7 +323,8 @@ def test_a_resolved_recipe_of_sources_is_read_back_as_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("sections", "line"),
     [
-        ({"sources": [{"path": "a.jsonl"}]}, "`from` is missing"),
+        ({"sources": [{"path": "a.jsonl", "answer": "output"}]}, "name it as well: prompt"),
+        ({"sources": [{"path": "a.jsonl", "prompt": "instrction"}]}, 'no column "instrction"; did you mean "instr'),
         ({"sources": [{"from": "alpaca"}]}, "give either `path`"),
         ({"sources": [{"from": "alpacca", "path": "a.jsonl"}]}, 'did you mean "alpaca"'),
         ({"sources": [{"from": "alpaca", "path": "b.jsonl"}]}, "no file or folder b.jsonl"),

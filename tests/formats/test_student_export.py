@@ -307,7 +307,7 @@ def test_another_kind_of_adapter_comes_out_whole(base, tmp_path):
         ),
         ({"to": "merge"}, RecipeError, 'did you mean "merged"'),
         ({"to": "merged", "out": "run/student/merged"}, RunFolderError, "lies in the student's own folder"),
-        ({"to": "merged", "out": "none/x"}, RunFolderError, "there is no folder"),
+        ({"to": "merged", "out": "full/mine/x"}, RunFolderError, "its folder cannot be made"),
         ({"to": "merged", "out": "full"}, RunFolderError, "is there already"),
     ],
 )

@@ -61,3 +61,15 @@ def test_in_bfloat16_what_learns_stays_in_float32(tiny, tmp_path, method):
     exact, coarse = (training.losses(tmp_path / name) for name in ("fp32", "bf16"))
     assert coarse != exact
     assert coarse == pytest.approx(exact, abs=0.05)
+
+
+def test_apples_gpu_is_taken_only_when_asked_and_where_it_is():
+    from distill.models import device
+
+    assert device.training_device("auto").type in ("cuda", "cpu")
+    assert device.compute_dtype("auto", torch.device("mps")) == torch.float32
+    with pytest.raises(ModelError, match="this GPU does not compute in it"):
+        device.compute_dtype("bf16", torch.device("mps"))
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ModelError, match="torch does not find here"):
+            device.training_device("mps")

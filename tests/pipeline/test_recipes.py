@@ -103,8 +103,9 @@ def test_the_table_has_every_recipe():
 @pytest.mark.model
 @pytest.mark.filterwarnings("ignore")  # of the training packages, on models this small
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
-def test_a_recipe_runs_through_with_a_tiny_model(path: Path, tmp_path: Path):
+def test_a_recipe_runs_through_with_a_tiny_model(path: Path, tmp_path: Path, capsys):
     smoked = smoke(path, tmp_path)
+    assert capsys.readouterr().out == ""  # no headline of a random model, no path of a folder that is deleted
     counts = json.loads((smoked.folder / "run.json").read_text())["stages"]["train"]["counts"]
     assert table()[path.stem][-1] == f"{counts['rows']} rows, {counts['steps']} steps"
     assert (smoked.folder / "report.html").is_file()

@@ -1,4 +1,7 @@
-"""The wheel, installed alone in an empty environment without torch, used from another folder."""
+"""The wheel, installed alone in an empty environment without torch, used from another folder.
+
+`make pythons` tries it on other versions of Python, those in `TEST_PYTHONS`.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ import os
 import subprocess
 import sys
 import tomllib
-import venv
 from pathlib import Path
 from shlex import quote
+from shutil import which
 
 import pytest
 
 from distill.engine.mock_server import MockServer
+from distill.engine.mock_server.stand_in import answer
 
 pytestmark = pytest.mark.slow
 
@@ -33,14 +37,25 @@ PROMPTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
+def interpreter(version: str | None) -> str:
+    """A Python of that version on this machine; without one, that of the tests."""
+    if version is None:
+        return sys.executable
+    for path in (which(f"python{version}"), *Path.home().glob(f".pyenv/versions/{version}.*/bin/python")):
+        if path and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return str(path)
+    pytest.skip(f"python{version} is not on this machine")
+
+
+@pytest.fixture(scope="module", params=os.environ.get("TEST_PYTHONS", "").split() or [None])
+def installed(tmp_path_factory, request) -> Path:
     """The `distill` of an environment that holds the wheel and what it needs, and no torch."""
+    own = interpreter(request.param)
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     [wheel] = folder.glob("distill-*.whl")
-    venv.create(folder / "env", with_pip=True)
+    subprocess.run([own, "-m", "venv", folder / "env"], check=True, capture_output=True)
     python = folder / "env/bin/python"
     pip = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel]
     subprocess.run(pip, check=True, capture_output=True)
@@ -75,13 +90,14 @@ def test_training_without_torch_is_one_line(installed, tmp_path):
 
 def test_expand_collect_and_curate_work_without_torch(installed, tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    with MockServer() as server:
+    (tmp_path / "seeds.jsonl").write_text("".join(f"{json.dumps({'instruction': one})}\n" for one in PROMPTS))
+    with MockServer(answer=answer) as server:
         recipe.write_text(
             f"name: light\nteacher: {{model: any, base_url: {server.url}, terms: ours, sampling: {{max_tokens: 16}}}}\n"
-            "collect: {tasks: tasks.txt, test: 2, max_failed: 0}\ncurate: [{filter: empty}]\n"
+            "expand: {seeds: seeds.jsonl, tasks: 9}\ncollect: {test: 2, max_failed: 0}\ncurate: [{filter: empty}]\n"
         )
-        (tmp_path / "tasks.txt").write_text("\n".join(PROMPTS) + "\n")
-        finished = run(installed, "run", "recipe.yaml", "--stages", "collect,curate", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+        for command in (["check"], ["run", "--stages", "expand,collect,curate"]):
+            finished = run(installed, *command, "recipe.yaml", cwd=tmp_path)
+            assert finished.returncode == 0, finished.stderr
     rows = [json.loads(line) for line in (tmp_path / "runs/light/kept.jsonl").read_text().splitlines()]
     assert len(rows) == 7

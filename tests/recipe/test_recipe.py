@@ -101,6 +101,8 @@ def test_an_unknown_key_or_part_is_suggested(override, line):
         ("teacher.model=../weights.gguf", "teacher.model: no such file or folder"),
         ("teacher.model=smollm3", 'teacher.model: unknown model "smollm3"; did you mean "smollm2"?'),
         ("name=a/b", "name: string should match pattern"),
+        ("train.report_to=tensorboard", "train.report_to: expected a list, such as [a, b], found 'tensorboard'"),
+        ("student=smollm2", "student: expected keys with values, such as {key: value}, found 'smollm2'"),
         ("student.template=chatlm", "student.template: input should be 'chatml', 'alpaca', 'vicuna' or 'own'"),
     ],
 )

@@ -38,7 +38,7 @@ class Block:
 def pages() -> list[Path]:
     """Every page that a reader is sent to."""
     found = [path for path in (ROOT / "distill").rglob("*.md") if "_assets" not in path.parts]
-    return sorted([ROOT / "README.md", ROOT / "recipes" / "README.md", *found])
+    return sorted([ROOT / "README.md", *(ROOT / "recipes").glob("*.md"), *found])
 
 
 def blocks(page: Path) -> list[Block]:

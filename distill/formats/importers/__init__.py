@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +15,14 @@ from distill.core import console, registry
 from distill.errors import RecipeError, SeedsError
 from distill.formats import containers, oasst_trees, schemas
 from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
+from distill.formats.named_columns import HOW_TO_NAME, PEEKED, NamedColumns
 from distill.formats.parsed_row import ParsedRow
 from distill.formats.text_files import data_suffix
 from distill.types import Pair, Session, Task
 
 IMPORTERS = {
     "alpaca": "distill.formats.importers.json_files:alpaca",
+    "csv": "distill.formats.importers.json_files:json",
     "datasets": "distill.formats.importers.tables:datasets",
     "distill": "distill.formats.importers.json_files:distill",
     "hub": "distill.formats.importers.tables:hub",
@@ -35,8 +38,6 @@ IMPORTERS = {
     "sharegpt": "distill.formats.importers.json_files:sharegpt",
     "text": "distill.formats.importers.json_files:text",
 }
-PEEKED = 20
-"""Rows examined to guess a file's format."""
 DATA_FILES = {".parquet": "parquet", ".jsonl": "hub", ".json": "hub", ".csv": "hub"}
 """Formats of folders, by the files in them."""
 HUB_ID = re.compile(r"\A[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
@@ -83,35 +84,50 @@ class RowImporter:
         return self.parse(self.rows(address))
 
 
-def read(name: str, address: Address, *, allowed: Collection[str] = ()) -> Iterator[ParsedRow | RejectedRow]:
-    """The contents of every row at an address, by the importer of that name. Raises `RecipeError`."""
+def read(
+    name: str, address: Address, *, columns: NamedColumns | None = None, allowed: Collection[str] = ()
+) -> Iterator[ParsedRow | RejectedRow]:
+    """The contents of every row at an address, by the importer of that name, or from `columns` of its rows.
+
+    Raises `RecipeError`.
+    """
     importer: Importer = registry.part(IMPORTERS, name, kind="format", allowed=allowed)()
+    if columns is not None:
+        if not isinstance(importer, RowImporter):
+            raise RecipeError(f"{address.path}: the format {name} has no columns to name; leave them out")
+        importer = replace(importer, parse=partial(columns.parse, place=address.path))
     for option in ("split", "revision", "config"):
         if getattr(address, option) is not None and option not in importer.takes:
             raise RecipeError(f"{address.path}: the format {name} has no {option}; leave it out")
     return importer.read(address)
 
 
-def guess(path: str) -> tuple[str, str]:
-    """The format of the data at a path, and how it was recognised. Raises `RecipeError` for an unknown format."""
+def guess(path: str, columns: NamedColumns | None = None) -> tuple[str, str]:
+    """The format of the data at a path, and how it was recognised.
+
+    Raises `RecipeError` for an unknown format, and for a file that lacks one of the `columns`.
+    """
     place = Path(path)
     if place.is_dir():
         return _guess_folder(place)
     if not place.exists():
         hub = "; if it is a dataset of the Hub, add --from hub" if HUB_ID.match(path) and not place.suffix else ""
         raise RecipeError(f"no file {path}; check the path{hub}")
-    return _guess_file(place)
+    return _guess_file(place, columns)
 
 
-def _guess_file(file: Path) -> tuple[str, str]:
+def _guess_file(file: Path, columns: NamedColumns | None) -> tuple[str, str]:
     kind = containers.kind_of(file)
-    if kind == "table":
+    if kind == "table" and columns is None:
         return "parquet", "by its first bytes"
     if kind == "lines":
         return "lines", "no JSON in it"
     with closing(containers.rows(file)) as all_rows:
         peeked = list(islice(all_rows, PEEKED))
     rows = [row for row in peeked if isinstance(row, ForeignRow)]
+    if columns is not None:
+        columns.require(rows, file)
+        return "parquet" if kind == "table" else kind, "by its contents"
     names = {name: row for row in rows if (name := schemas.name_of(row.value)) is not None}
     if names:
         keys = f"by the keys {', '.join(list(rows[0].value)[:4])}"
@@ -121,7 +137,7 @@ def _guess_file(file: Path) -> tuple[str, str]:
         what = f"it has the keys {', '.join(list(rows[0].value)[:6])}"
     elif peeked and isinstance(first := peeked[0], RejectedRow):
         what = f"line {first.line}: {first.reason}, {first.detail}"
-    raise RecipeError(f"{file}: unknown format ({what}); expected {', '.join(IMPORTERS)}")
+    raise RecipeError(f"{file}: unknown format ({what}); expected {', '.join(IMPORTERS)}{HOW_TO_NAME}")
 
 
 def _guess_folder(folder: Path) -> tuple[str, str]:

@@ -7,7 +7,6 @@ its process. Imports neither distill nor transformers, which would take seconds.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections.abc import Iterator
 
@@ -62,6 +61,8 @@ def conversations() -> Iterator[list[dict[str, str]]]:
 
 
 if __name__ == "__main__":
+    import resource
+
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     try:
