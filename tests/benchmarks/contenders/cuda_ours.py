@@ -46,6 +46,7 @@ OPTIONS: dict[str, Any] = {
     "micro_batch_tokens": None,
     "packing": "best_fit",
     "checkpointing": "auto",
+    "device": "auto",
     "dtype": "auto",
     "kernels": "auto",
     "epochs": 2,
