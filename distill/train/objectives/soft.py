@@ -7,6 +7,7 @@ probable tokens with a bucket for all others stand for the distribution.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from distill.core import processes
 from distill.core.hashing import json_sha256
 from distill.errors import RecipeError
 from distill.train.dataset import session_of
@@ -21,7 +23,7 @@ from distill.train.kernels.soft import SoftRows
 from distill.train.mask_check import MaskRow
 from distill.train.objectives import teacher_scores
 from distill.train.objectives.by_bytes import END, Piece, TeacherToken, of_reply
-from distill.train.objectives.soft_file import NAME, SoftTarget, write
+from distill.train.objectives.soft_file import NAME, PARTS, SoftTarget, write
 from distill.train.objectives.soft_source import Source, Student, Tally
 
 LEAST_MAPPED = 0.5
@@ -79,8 +81,9 @@ def prepare(rows: Sequence[MaskRow], source: Source, *, weight: float) -> SoftTa
         targets |= found
         for place, key in scored.items():
             keys[place] = key
-    if targets:
+    if targets and processes.is_first():
         write(source.folder / NAME, targets)
+        shutil.rmtree(source.folder / PARTS, ignore_errors=True)
     _report(rows, keys, targets, tally, source.say)
     digest = json_sha256([weight, source.k, keys])
     found_rows = [None if key is None else targets[key] for key in keys]

@@ -13,6 +13,8 @@ import pyarrow as pa
 from distill.core.files import replacing
 
 NAME = "soft_targets.arrow"
+PARTS = f"{NAME}.parts"
+"""Folder of the rows that a scoring has written so far; a killed one goes on from them."""
 _SCHEMA = pa.schema([("key", pa.string()), *((name, pa.binary()) for name in ("ids", "logprobs", "tail"))])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from distill.models.padding import by_length, padded
 from distill.models.token_bytes import Spelling
 from distill.train.mask_check import MaskRow
 from distill.train.objectives.by_bytes import END, TeacherToken
-from distill.train.objectives.soft_file import NAME, SoftTarget, read, write
+from distill.train.objectives.soft_file import NAME, PARTS, SoftTarget, read, write
 from distill.train.objectives.soft_source import Source, Student, Tally, spelt_answers
 
 BATCH_TOKENS = 1_024
@@ -65,7 +64,7 @@ def ready(name: str, source: Source) -> Teacher:
 def scored(
     teacher: Teacher, rows: Mapping[int, MaskRow], student: Student, tally: Tally
 ) -> tuple[dict[str, SoftTarget], dict[int, str]]:
-    """The targets of rows by key, and the key of each place; what is missing in the file is computed and written."""
+    """The targets of rows by key, and the key of each place; what neither file nor parts have is computed."""
     wanted: dict[str, tuple[MaskRow, Example]] = {}
     keys: dict[int, str] = {}
     for place, row in rows.items():
@@ -73,17 +72,14 @@ def scored(
             read_as = [row.example.input_ids, row.example.labels, example.input_ids]
             keys[place] = json_sha256([row.id, read_as, teacher.sha256, student.source.k])
             wanted[keys[place]] = row, example
-    path = student.source.folder / NAME
-    parts = path.with_name(f"{NAME}.parts")
-    found = read(path, wanted.keys())
+    parts = student.source.folder / PARTS
+    found = read(student.source.folder / NAME, wanted.keys())
     for part in sorted(parts.glob("*.arrow")) if parts.is_dir() else ():
         found |= read(part, wanted.keys())
     missing = [key for key in wanted if key not in found]
     if missing:
         student.source.say(f"soft targets: {teacher.name} scores {len(missing)} rows; {len(found)} are in {NAME}")
         found |= _computed(teacher, {key: wanted[key] for key in missing}, student, tally, parts)
-        write(path, found)
-        shutil.rmtree(parts, ignore_errors=True)
     return found, keys
 
 
@@ -125,7 +121,7 @@ def _computed(
                 key: _for_student(target, teacher, spelling, *wanted[key], student, tally)
                 for key, target in zip(chunk, scores, strict=True)
             }
-            write(parts / f"{len(found):09}.arrow", new)
+            write(parts / f"{chunk[0]}.arrow", new)
             found |= new
             bar.update(len(found))
     del model
