@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-PADDING = -6e4
-"""Log-probability of an entry that counts nothing."""
+PADDING = -65504.0
+"""Log-probability of an entry that counts nothing: float16's lowest number."""
 
 
 @dataclass(frozen=True, slots=True)

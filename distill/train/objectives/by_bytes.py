@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from distill.models.token_bytes import Spelling
+from distill.train.kernels.soft import PADDING
 from distill.train.objectives.soft_file import SoftTarget
 
 END = None
@@ -23,8 +24,6 @@ END = None
 Piece: TypeAlias = bytes | None
 SENTINEL = -9000.0
 """Log-probabilities below say "not reported": OpenAI writes -9999.0."""
-PADDING = -65504.0
-"""Log-probability of an entry that fills up a shorter list: float16's lowest number."""
 
 
 @dataclass(frozen=True, slots=True)
