@@ -263,6 +263,9 @@ def test_probabilities_are_mapped_where_both_have_a_boundary(theirs, ours, seed)
             assert np.isnan(target.tail[place])
             continue
         expected = {ids[one]: logprob for one, logprob in tokens[match[0]].entries if one in ids}
+        if not expected:
+            assert np.isnan(target.tail[place])
+            continue
         pairs = zip(target.ids[place].tolist(), target.logprobs[place].tolist(), strict=True)
         assert {id_: value for id_, value in pairs if value > -6e4} == pytest.approx(expected, abs=0.01)
         assert np.exp(float(target.tail[place])) == pytest.approx(1 - sum(np.exp(list(expected.values()))), abs=2e-3)
@@ -281,6 +284,15 @@ def test_what_is_no_distribution_gives_no_target(entries):
     target, coverage = by_bytes.mapped([token], [b"a"], {b"a": 0, b"b": 1, b"c": 2}, 3)
     assert np.isnan(target.tail).all()
     assert coverage.tokens == 0
+
+
+def test_an_answer_that_stands_twice_in_a_reply_gets_no_targets():
+    """A thought before it may say the same in another context."""
+    from distill.train.objectives import by_bytes
+
+    tokens = [by_bytes.TeacherToken(piece, [(piece, -0.1)]) for piece in (b"yes", b"? ", b"yes")]
+    once, twice = (by_bytes.mapped(tokens[start:], [b"yes"], {b"yes": 0}, 1)[0].tail for start in (1, 0))
+    assert (bool(np.isnan(twice).all()), bool(np.isnan(once).any())) == (True, False)
 
 
 def test_a_reply_is_read_as_the_api_writes_it():

@@ -42,7 +42,7 @@ class Coverage:
     tokens: int
     """Student's tokens with a target."""
     reported: float
-    """Sum over them of the probability that the teacher reported."""
+    """Sum over all shared boundaries of the probability that the teacher reported."""
     mapped: float
     """Sum of what student tokens spell."""
 
@@ -83,30 +83,32 @@ def _entries(token: Mapping[str, Any]) -> Iterator[tuple[Piece, float]]:
 def mapped(
     tokens: Sequence[TeacherToken], pieces: Sequence[Piece], ids: Mapping[Piece, int], k: int
 ) -> tuple[SoftTarget, Coverage]:
-    """Targets for the student's tokens of one answer, spelt by `pieces`; NaN where no boundary is shared.
+    """Targets for the student's tokens of one answer, spelt by `pieces`; NaN where no boundary or spelling is shared.
 
-    The answer may be a part of what the teacher wrote. `k` is the most entries kept of a token.
+    The answer may be a part of what the teacher wrote; one that stands there twice has no targets, as either may be
+    meant. `k` is the most entries kept of a token.
     """
     starts = _starts(tokens, b"".join(piece for piece in pieces if piece is not END))
     offsets = accumulate((len(piece or b"") for piece in pieces[:-1]), initial=0)
     found = [_target(starts.get((offset, piece is END)), ids, k) for offset, piece in zip(offsets, pieces, strict=True)]
-    known = [one for one in found if one is not None]
-    rows = [_line({} if one is None else one[0], k) for one in found]
-    tail = np.array([np.nan if one is None else _rest(one[0]) for one in found], np.float16)
+    reported = [one for one in found if one is not None]
+    entries_of = [{} if one is None else one[0] for one in found]
+    rows = [_line(one, k) for one in entries_of]
+    tail = np.array([_rest(one) if one else np.nan for one in entries_of], np.float16)
     entries = SoftTarget(
         np.array([line[0] for line in rows], np.int32).reshape(-1, k),
         np.array([line[1] for line in rows], np.float16).reshape(-1, k),
         tail,
     )
-    sums = [sum(np.exp(list(one[0].values()))) for one in known]
-    return entries, Coverage(len(known), float(sum(one[1] for one in known)), float(sum(sums)))
+    sums = [np.exp(list(one.values())).sum() for one in entries_of if one]
+    return entries, Coverage(len(sums), float(sum(mass for _, mass in reported)), float(sum(sums)))
 
 
 def _starts(tokens: Sequence[TeacherToken], answer: bytes) -> dict[tuple[int, bool], TeacherToken]:
     """By offset in the answer and whether it is the answer's end, the teacher's token that begins there."""
     text = b"".join(token.text for token in tokens if token.text is not END)
     begin = text.find(answer) if answer else -1
-    if begin < 0:
+    if begin < 0 or text.rfind(answer) != begin:
         return {}
     found: dict[tuple[int, bool], TeacherToken] = {}
     place = -begin
@@ -141,5 +143,5 @@ def _line(entries: Mapping[int, float], k: int) -> tuple[list[int], list[float]]
 
 def _rest(entries: Mapping[int, float]) -> float:
     """Log of the probability that the entries leave out, at least float16's smallest step below 1."""
-    left = 1 - float(np.exp(list(entries.values())).sum()) if entries else 1.0
+    left = 1 - float(np.exp(list(entries.values())).sum())
     return float(np.log(max(left, 1e-6)))
