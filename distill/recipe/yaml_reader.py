@@ -51,7 +51,20 @@ class _Loader(yaml.SafeLoader):
         if self._values > MAX_VALUES:
             self._refuse(f"over {MAX_VALUES:,} keys and values, with each alias counted as what it stands for")
         self._sizes[node] = self._values - before
+        if isinstance(node, yaml.MappingNode):
+            self._require_once(node)
         return node
+
+    def _require_once(self, node: yaml.MappingNode) -> None:
+        """Refuse a key that stands twice, of which YAML would keep the last without a word."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                problem = f'the key "{shorten(key.value, 60)}" stands twice in one mapping'
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
 
     def _refuse(self, problem: str) -> None:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]  # without a type in the stubs

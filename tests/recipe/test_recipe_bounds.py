@@ -71,6 +71,17 @@ def test_deep_yaml_is_one_line(tmp_path, text):
     assert "nested over 50 levels deep" in fault(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("name: x\ntrain: {}\nname: y\n", 3), ("name: x\ntrain:\n  epochs: 1\n  epochs: 2\n", 4), ('a: 1\n"a": 2\n', 2)],
+)
+def test_a_key_that_stands_twice_is_one_line(tmp_path, text, line):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=rf"stands twice in one mapping, in line {line}, column"):
+        load_recipe(path)
+
+
 def test_a_deep_key_of_set_is_one_line(tmp_path):
     assert "nested over 50 levels deep" in fault(tmp_path, BASE, f"teacher.sampling.extra_body{'.a' * 5_000}=1")
 
