@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,16 @@ def headline(folder: Path) -> list[str]:
     return [scores.headline, *([f"the judge gives no verdict: {visible(withheld)}"] if withheld else [])]
 
 
-def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
-    """The finished stages whose inputs or recipe have changed since, with the changes."""
+def stale(folder: Path, record: Mapping[str, Any], *, ignored: Collection[str] = ()) -> dict[str, str]:
+    """The finished stages whose inputs, save those `ignored`, or recipe have changed since, with the changes."""
     stages = record.get("stages", {})
     digests: dict[str, str | None] = {}
     reasons = {}
     for name, stage in stages.items():
-        for item in stage.get("inputs") or {}:
+        inputs = {item: digest for item, digest in (stage.get("inputs") or {}).items() if item not in ignored}
+        for item in inputs:
             digests.setdefault(item, students.sha256(folder, item))
-        changed_inputs = [item for item, digest in (stage.get("inputs") or {}).items() if digests[item] != digest]
+        changed_inputs = [item for item, digest in inputs.items() if digests[item] != digest]
         if changed_inputs and stage.get("status") == "done":
             reasons[name] = f"made from another {' and '.join(changed_inputs)} than there is now"
     if "compare" in reasons and _is_finished(stages.get("report")):
@@ -50,10 +51,15 @@ def student_remark(folder: Path) -> str | None:
 
 
 def comparison_remark(folder: Path) -> str | None:
-    """One line where scores.json and answers.jsonl are not of the current student."""
-    if not (folder / "scores.json").is_file() or is_compared(folder, _read_record(folder)):
+    """One line where scores.json and answers.jsonl are not of the current student, or of other rows."""
+    record = _read_record(folder)
+    if not (folder / "scores.json").is_file():
         return None
-    return f"the last finished comparison is not of the current student; type: distill compare {folder}"
+    if not is_compared(folder, record):
+        return f"the last finished comparison is not of the current student; type: distill compare {folder}"
+    if (why := stale(folder, record).get("compare")) is not None:
+        return f"the last finished comparison was {why}; type: distill compare {folder}"
+    return None
 
 
 def is_compared(folder: Path, record: Mapping[str, Any]) -> bool:

@@ -35,7 +35,7 @@ _FAULT = re.compile(r"last fault: (.*)|(?:warning|error): (.*)")
 def state(folder: Path) -> dict[str, Any]:
     """Everything that the page of a run shows. Raises `RunFolderError` for a damaged run.json."""
     record, recipe = run_record(folder), runs.recipe_of(folder)
-    stages = runs.stages(record, recipe)
+    stages = runs.stages(folder, record, recipe)
     lines = _tail(folder / "run.log")
     training = _training_folder(folder, stages)
     curve = loss_curve(training / "train_log.jsonl")

@@ -19,6 +19,7 @@ from distill.recipe.yaml_reader import read_yaml
 from distill.run.layout import STAGES
 from distill.run.reading import validated
 from distill.run.record import ACCEPTABLE, RunRecord, read_record, run_record
+from distill.run.remarks import stale
 from distill.run.scores import read_scores
 
 Stamp = tuple[int, int, int]
@@ -123,11 +124,17 @@ def _recipe(path: Path, _stamp: Stamp | None) -> Mapping[str, Any]:
         return {}
 
 
-def stages(record: RunRecord, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages that the recipe has or that have run, in order, each with what run.json says of it."""
+def stages(folder: Path, record: RunRecord, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages that the recipe has or that have run, in order, each with what run.json says of it.
+
+    A finished one is `stale` where its rows or recipe have changed since; while a stage runs, none is looked at.
+    """
     has = {"report": True, "collect": bool(recipe.get("collect") or recipe.get("sources"))}
     names = [name for name in STAGES if has.get(name, recipe.get(name) is not None) or name in record.stages]
-    return [{"name": name, **_stage(record, name)} for name in names]
+    found = [{"name": name, **_stage(record, name)} for name in names]
+    is_running = any(one["status"] == "running" for one in found)
+    changed = {} if is_running else stale(folder, read_record(folder), ignored=[STUDENT])  # weights take long to hash
+    return [one | {"status": "stale"} if one["status"] == "done" and one["name"] in changed else one for one in found]
 
 
 def _stage(record: RunRecord, name: str) -> dict[str, Any]:
@@ -146,9 +153,9 @@ def _stage(record: RunRecord, name: str) -> dict[str, Any]:
 
 
 def status(of: list[dict[str, Any]]) -> str:
-    """One word for a run: that of its unfinished stage, `done`, or `stopped` between two stages."""
+    """One word for a run: that of its unfinished or stale stage, `done`, or `stopped` between two stages."""
     words = ["done" if one["status"] == "partial" and one.get("detail") == ACCEPTABLE else one["status"] for one in of]
-    first = next((word for word in ("running", "failed", "partial") if word in words), None)
+    first = next((word for word in ("running", "failed", "partial", "stale") if word in words), None)
     return first or ("done" if words and "waiting" not in words else "stopped")
 
 
@@ -200,7 +207,7 @@ def _summary_or_fault(name: str, folder: Path) -> dict[str, Any]:
 @lru_cache(maxsize=1_000)
 def _summary(folder: Path, _mark: str) -> Mapping[str, Any]:
     record, recipe = run_record(folder), recipe_of(folder)
-    ordered = stages(record, recipe)
+    ordered = stages(folder, record, recipe)
     student = recipe.get("student")
     return {
         "status": status(ordered),

@@ -68,6 +68,15 @@ def test_a_finished_run_shows_its_status_its_spend_and_its_last_fault(run: Path,
     assert not list(run.glob("journal.sqlite-*"))
 
 
+def test_stages_of_other_rows_than_there_are_now_are_stale(run: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(run, tmp_path / "paid"))
+    (folder / "sessions.jsonl").write_text("")
+    state = live.state(folder)
+    statuses = [(one["name"], one["status"]) for one in state["stages"]]
+    assert (state["status"], statuses[:2]) == ("stale", [("collect", "done"), ("curate", "stale")])
+    assert runs.RunsFolder(tmp_path).list()[0]["status"] == "stale"
+
+
 def test_what_is_in_flight_is_not_spent_yet(run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "paid")
     with sqlite3.connect(tmp_path / "paid" / "journal.sqlite") as journal:
