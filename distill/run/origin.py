@@ -28,7 +28,10 @@ class Origin:
     """Keys that were overridden."""
 
     def after(self, before: Origin, folder: Path) -> Origin:
-        """What is recorded next: of the run's own copy, where that came from before."""
+        """What is recorded next: of the run's own copy, and of a copy of the same file, where that came from before."""
+        is_copy = bool(before.recipe) and self.sha256 == before.sha256 and Path(before.recipe).is_file()
+        if is_copy:
+            return replace(before, overrides=self.overrides)
         if not self.is_own(folder):
             return self
         return replace(before, overrides=tuple(sorted({*before.overrides, *self.overrides})))

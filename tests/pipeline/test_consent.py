@@ -61,6 +61,12 @@ def origin(server: MockServer, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+def test_a_run_of_a_copy_of_the_recipe_leaves_it_where_it_came_from(folder: Path) -> None:
+    shutil.copy(folder / "one.yaml", folder / "copy.yaml")
+    assert here(folder, "run", "copy.yaml", "--run-dir", "runs/one").returncode == 0
+    assert json.loads((folder / "runs/one/run.json").read_text())["origin"]["recipe"] == str(folder / "one.yaml")
+
+
 @pytest.fixture
 def folder(origin: Path, tmp_path: Path) -> Path:
     copy = shutil.copytree(origin, tmp_path / "copy")
