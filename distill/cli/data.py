@@ -14,7 +14,9 @@ from distill.core import console
 @app.command(name="import")
 def import_(
     file: Annotated[str, typer.Argument(metavar="FILE", help="a file, a folder, or a Hub id (owner/name)")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="JSONL; rejects go to FILE.rejected.jsonl")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="JSONL; of x.jsonl, rejects go to x.rejected.jsonl")
+    ],
     from_: Annotated[
         str | None, typer.Option("--from", metavar="FORMAT", help="alpaca, sharegpt, openai …; guessed if left out")
     ] = None,

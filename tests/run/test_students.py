@@ -17,7 +17,7 @@ from distill.compare.diff import read
 from distill.core.student_folder import NEXT, PREVIOUS, current
 from distill.errors import RunFolderError
 from distill.report.stage import shape
-from distill.run import model_card, students
+from distill.run import model_card, remarks, students
 from distill.run.record import read_record
 from distill.run.remarks import student_remark
 from tests.support.run_folder import RECIPE, change, write_run
@@ -238,6 +238,20 @@ def test_after_an_unfinished_training_all_speak_of_the_student_that_is_there(run
     assert line in page["warnings"]
     assert ("epochs: 2" in page["recipe"], "epochs: 9" in page["recipe"]) == (True, False)
     assert [bar.rows for bar in page["funnel"] if bar.label == "trained on"] == [103]
+
+
+def test_a_comparison_of_other_rows_has_no_headline(run):
+    change(run / "run.json", reported)
+    assert "was made from another" not in "".join(remarks.headline(run))
+
+    def older(record):
+        record["stages"]["compare"]["inputs"]["test.jsonl"] = "0" * 64
+        return record
+
+    change(run / "run.json", older)
+    assert remarks.headline(run) == [
+        f"the last finished comparison was made from another test.jsonl than there is now; type: distill compare {run}"
+    ]
 
 
 def test_after_a_finished_training_the_comparison_is_stale_everywhere(run):
