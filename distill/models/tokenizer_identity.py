@@ -6,34 +6,18 @@ vocabularies of one size may share no token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from distill.models.token_bytes import Spelling
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizerComparison:
-    """Two tokenizers, id by id."""
-
-    same: bool
-    """Whether each id spells the same bytes, and the same ids are special."""
-    common: int
-    """Rows of the vocabulary that both have: ids below it are real tokens. 0 where they differ."""
-    difference: str = ""
-    """The first difference in a few words."""
-
-
-def compare(one: Any, other: Any) -> TokenizerComparison:
-    """Compare two tokenizers of transformers by id → bytes and by their special tokens."""
-    sizes = len(one), len(other)
-    if sizes[0] != sizes[1]:
-        return TokenizerComparison(False, 0, f"{sizes[0]:,} tokens against {sizes[1]:,}")
-    ids = range(sizes[0])
+def difference(one: Any, other: Any) -> str:
+    """The first difference of two tokenizers of transformers, by id → bytes, then special tokens; empty for none."""
+    if len(one) != len(other):
+        return f"{len(one):,} tokens against {len(other):,}"
+    ids = range(len(one))
     for id_, (here, there) in enumerate(zip(Spelling(one).pieces(ids), Spelling(other).pieces(ids), strict=True)):
         if here != there:
-            return TokenizerComparison(False, 0, f"token {id_} is {here!r} against {there!r}")
+            return f"token {id_} is {here!r} against {there!r}"
     special = set(one.all_special_ids) ^ set(other.all_special_ids)
-    if special:
-        return TokenizerComparison(False, 0, f"token {min(special)} is special in one of them only")
-    return TokenizerComparison(True, sizes[0])
+    return f"token {min(special)} is special in one of them only" if special else ""

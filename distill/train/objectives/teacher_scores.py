@@ -54,11 +54,11 @@ def ready(name: str, source: Source) -> Teacher:
     own = loading.load_tokenizer(folder)
     its = "own" if own.chat_template else source.template
     ends = [chat_template.end_ids(one, tokens)[0] for one, tokens in ((its, own), (source.template, source.tokenizer))]
-    same = tokenizer_identity.compare(own, source.tokenizer)
-    if not same.same:
-        source.say(f"soft targets: {name} has another tokenizer than the student ({same.difference}): mapped by bytes")
-    identity = json_sha256([fingerprint(model), its, chat_template.jinja(its, own), same.same])
-    return Teacher(name, folder, own, its, same.same, identity, (ends[0], ends[1]))
+    difference = tokenizer_identity.difference(own, source.tokenizer)
+    if difference:
+        source.say(f"soft targets: {name} has another tokenizer than the student ({difference}): mapped by bytes")
+    identity = json_sha256([fingerprint(model), its, chat_template.jinja(its, own), not difference])
+    return Teacher(name, folder, own, its, not difference, identity, (ends[0], ends[1]))
 
 
 def scored(
