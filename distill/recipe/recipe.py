@@ -170,6 +170,8 @@ class Recipe(BaseModel):
             raise ValueError(f'sources: two are called "{twice}"; give each a `name`')
         if self.test is not None and (self.collect is not None or not self.sources):
             raise ValueError("test: is for a recipe with sources and without `collect`; use collect.test")
+        if self.test is not None and self.curate is None:
+            raise ValueError("test: prompts are held out by the stage curate; add `curate: []`")
         if self.sources and self.compare is not None and self.compare.prompts is None and self.held_out.count == 0:
             raise ValueError("`compare` needs held-out prompts: set `test` to 32 or more")
         unique = [rule.filter for rule in self.curate or () if rule.filter in ("exact_duplicate", "near_duplicate")]

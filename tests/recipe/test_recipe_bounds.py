@@ -82,6 +82,12 @@ def test_a_key_that_stands_twice_is_one_line(tmp_path, text, line):
         load_recipe(path)
 
 
+def test_prompts_held_out_without_curate_are_one_line():
+    recipe = {"name": "x", "test": 20, "sources": [{"path": "x.jsonl", "from": "openai"}]}
+    with pytest.raises(RecipeError, match="test: prompts are held out by the stage curate; add `curate: "):
+        load_recipe(recipe)
+
+
 def test_a_deep_key_of_set_is_one_line(tmp_path):
     assert "nested over 50 levels deep" in fault(tmp_path, BASE, f"teacher.sampling.extra_body{'.a' * 5_000}=1")
 
