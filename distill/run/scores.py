@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator
 
 from distill.errors import RunFolderError
+from distill.run import students
 from distill.run.reading import json_object, validated
 
 
@@ -202,5 +203,8 @@ def require_scores(folder: Path) -> Comparison:
     """A run's comparison. Raises `RunFolderError` where it was not compared or the file is damaged."""
     scores = read_scores(folder)
     if scores is None or not (folder / "answers.jsonl").is_file():
-        raise RunFolderError(f"{folder} was not compared yet; type: distill compare {folder}")
+        document = students.recipe(folder)
+        lacks = bool(document) and document.get("compare") is None
+        remedy = "its recipe has no section `compare`" if lacks else f"type: distill compare {folder}"
+        raise RunFolderError(f"{folder} was not compared yet; {remedy}")
     return scores

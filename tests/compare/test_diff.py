@@ -128,6 +128,9 @@ def test_a_run_that_was_not_compared_is_refused(tmp_path):
     (run / "scores.json").unlink()
     with pytest.raises(RunFolderError, match="was not compared yet; type: distill compare"):
         held.read(run)
+    (run / "recipe.yaml").write_text("name: x\ncollect: {}\n")
+    with pytest.raises(RunFolderError, match="was not compared yet; its recipe has no section `compare`"):
+        held.read(run)
 
 
 def test_a_curve_starts_at_the_base_and_goes_by_tokens(tmp_path):
