@@ -84,6 +84,6 @@ def test_compare_is_bounded_by_its_own_sampling_and_counts_every_endpoint(tmp_pa
 
 def test_without_a_teacher_nothing_is_asked_and_nothing_paid(tmp_path: Path) -> None:
     rows = [{"path": "rows.jsonl", "from": "prompt_response"}]
-    told = forecast(tmp_path, teacher=None, sources=rows, test=2, compare={}, **STUDENT)
+    told = forecast(tmp_path, teacher=None, sources=rows, curate=[], test=2, compare={}, **STUDENT)
     assert told[0] == "no teacher, judge or endpoint is asked: nothing is paid"
     assert "USD" not in "".join(told)
