@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         Comparison as Comparison,
         Measured as Measured,
     )
+    from distill.train.objectives.sft import Sft as Sft
     from distill.types import (
         AskingFilter as AskingFilter,
         Completion as Completion,
@@ -118,6 +119,7 @@ _PUBLIC = {
     "Scores": "distill.compare.metrics",
     "Session": "distill.types",
     "SetFilter": "distill.types",
+    "Sft": "distill.train.objectives.sft",
     "Task": "distill.types",
     "TextMetric": "distill.compare.metrics",
     "Usage": "distill.types",

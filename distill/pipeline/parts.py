@@ -22,6 +22,7 @@ from distill.formats.named_columns import named_columns
 from distill.pipeline.requirements import require_roles
 from distill.recipe import BaseOptions, Parts, Recipe, load, load_recorded
 from distill.recipe import Source as Data
+from distill.train.objectives import OBJECTIVES
 from distill.train.options import TrainOptions
 
 
@@ -56,6 +57,7 @@ def parts(*, allowed: Collection[str] = (), importing: bool = True) -> Parts:
         filter=lookup(FILTERS, "filter", "scope"),
         metric=lookup(METRICS, "metric", "score"),
         train=TrainOptions,
+        objective=lookup(OBJECTIVES, "objective", "loss"),
         source=importer,
     )
 

@@ -24,6 +24,7 @@ from distill.curate.filters import FILTERS
 from distill.expand.strategies import STRATEGIES as GROWING
 from distill.formats.importers import IMPORTERS
 from distill.recipe import Recipe
+from distill.train.objectives import OBJECTIVES
 from distill.train.options import TrainOptions
 
 Node = dict[str, Any]
@@ -32,6 +33,7 @@ SHELVES: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
     "Collect": ("strategy", "strategy", ANSWERING),
     "Rule": ("filter", "filter", FILTERS),
     "Metric": ("metric", "metric", METRICS),
+    "Objective": ("kind", "objective", OBJECTIVES),
 }
 """Sections that name a part: the key that names it, what such a part is called, and the shelf."""
 DRAFT = "http://json-schema.org/draft-07/schema#"

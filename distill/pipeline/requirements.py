@@ -19,6 +19,7 @@ from distill.models.child_server import NO_VLLM
 from distill.recipe import Recipe, Teacher
 from distill.run.context import BASE
 from distill.run.record import run_record
+from distill.train.objectives import OBJECTIVES
 from distill.train.trackers import require_trackers
 
 LM_EVAL = "lm_eval"
@@ -62,12 +63,10 @@ def require_roles(file: str | Path, recipe: Recipe) -> None:
         part = registry.part(FILTERS, rule.filter, kind="filter") if ":" not in rule.filter else None
         if not has.get(role := getattr(part, "role", ""), True):
             raise RecipeError(f"{file}: curate.{rule.filter}: needs {needs[role]}")
-    kind = recipe.train.options.objective.kind if recipe.train is not None else "sft"
-    if kind == "soft" and not any(one.serve or one.sampling.top_logprobs for one in recipe.teachers):
-        raise RecipeError(
-            f"{file}: train.objective: soft targets come from a teacher on this machine (`serve`), or from what "
-            "collect asked for: set teacher.sampling: {logprobs: true, top_logprobs: 20}, or train by `kind: sft`"
-        )
+    if recipe.train is not None and ":" not in (kind := recipe.train.objective.kind):
+        objective = registry.part(OBJECTIVES, kind, kind="objective")(recipe.train.objective.options)
+        if fault := objective.fault(recipe):
+            raise RecipeError(f"{file}: train.objective: {fault}")
 
 
 def require_training_packages(command: str) -> None:

@@ -340,5 +340,15 @@ class Student(BaseOptions):
     """The chat template that the student learns; `own` is that of its model."""
 
 
+class Objective(PartSection):
+    """What the student learns from."""
+
+    kind: str = "sft"
+    """A shipped objective, or `package.module:thing` of your own."""
+
+
 class Train(PartSection):
     """Fine-tune the student on the kept sessions."""
+
+    objective: Objective = Objective()
+    """What the student learns from, and how."""

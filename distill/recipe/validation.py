@@ -28,6 +28,7 @@ class Parts:
     filter: Callable[[str], type[BaseOptions]]
     metric: Callable[[str], type[BaseOptions]]
     train: type[BaseOptions]
+    objective: Callable[[str], type[BaseOptions]]
     source: Callable[[str], Any]
 
 
@@ -125,7 +126,12 @@ def with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
         if section is not None:
             updates[name] = _with_part_options(section, partial(lookup, section.strategy), (name,), faults)
     if recipe.train is not None:
-        updates["train"] = _with_part_options(recipe.train, lambda: parts.train, ("train",), faults)
+        kind = recipe.train.objective.kind
+        objective = _with_part_options(
+            recipe.train.objective, partial(parts.objective, kind), ("train", "objective"), faults
+        )
+        train = recipe.train.model_copy(update={"objective": objective})
+        updates["train"] = _with_part_options(train, lambda: parts.train, ("train",), faults)
     if recipe.curate is not None:
         updates["curate"] = [
             _with_part_options(rule, partial(parts.filter, rule.filter), ("curate", rule.filter), faults)

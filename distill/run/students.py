@@ -25,9 +25,9 @@ from distill.core.student_folder import (
     remove,
 )
 from distill.errors import RecipeError
-from distill.recipe import Recipe
+from distill.recipe import Objective, Recipe
 from distill.recipe.yaml_reader import read_yaml
-from distill.run.decisive import flat
+from distill.run.decisive import flat, of_part
 from distill.text.tokens import visible
 
 LOGS = (
@@ -160,9 +160,15 @@ def deciding_options(loaded: Recipe) -> dict[str, Any]:
     """Options of a recipe that determine the student, by key, without defaults."""
     values = flat(loaded.student, "student") if loaded.student is not None else {}
     if loaded.train is not None:
-        values |= flat(loaded.train.options, "train")
+        values |= flat(loaded.train.options, "train") | _objective(loaded.train.objective)
     deciding = {key: value for key, value in values.items() if key.removeprefix("train.") not in WITHOUT_EFFECT}
     return {"seed": loaded.seed, **deciding}
+
+
+def _objective(section: Objective) -> dict[str, Any]:
+    key = "train.objective"
+    named = flat(section, key) if section.kind != "sft" else {}
+    return {**named, **flat(section.options, key), **of_part(key, section.kind)}
 
 
 def changes(run: Path, record: Mapping[str, Any], account: Mapping[str, Any]) -> list[str]:

@@ -25,12 +25,13 @@ from distill.train.dataset import Examples
 from distill.train.kernels import losses, router
 from distill.train.lora import adapter_of, train_in_float32
 from distill.train.memory import fit
+from distill.train.objectives.sft import plain
 from distill.train.packing import PackingPlan
 from distill.train.sft_trainer import Noise, recompute
 from distill.train.step_guard import GuardedTrainer
 
 if TYPE_CHECKING:
-    from distill.train.objectives.soft import SoftTargets
+    from distill.train.objectives.sft import Sft
     from distill.train.options import TrainOptions
 
 
@@ -57,29 +58,30 @@ def build(
     callbacks: Sequence[TrainerCallback] = (),
     model: Any = None,
     room: float | None = None,
-    targets: SoftTargets | None = None,
+    objective: Sft | None = None,
 ) -> GuardedTrainer:
     """A trainer ready to train: the base in 4 bits or whole, trainable weights in float32, the step plan.
 
     `layers` are those of the base that the student keeps; `output` is the folder for checkpoints; `model` is the base
-    if it is loaded; `room` is the GPU memory to use in bytes, by default what is free; `targets` are
-    the examples' soft targets. Raises `RecipeError` and
-    `ModelError` for options that this machine or this base does not support.
+    if it is loaded; `room` is the GPU memory to use in bytes, by default what is free; `objective` has prepared itself
+    for the examples, and is by default cross entropy. Raises `RecipeError` and `ModelError` for options that this
+    machine or this base does not support.
     """
+    objective = objective or plain(examples)
+    lengths = objective.lengths()
     device = training_device(options.device)
     dtype = compute_dtype(options.dtype, device)
     _require_optimizer(options.optimizer, device)
     _require_whole_weights(options.method)
-    layout = fit(
-        base, layers, options, longest=max(examples.lengths()), width=dtype.itemsize, room=room or free_bytes(device)
-    )
+    layout = fit(base, layers, options, longest=max(lengths), width=dtype.itemsize, room=room or free_bytes(device))
     model = model if model is not None else _base(base, layers, options, dtype, device)
     row_check.require_embeddings(model, examples.ids, examples.examples, tokenizer)
     row_check.require_positions(model, examples.ids, examples.examples)
     balance = router.weight_of(model.config)
     trainer = GuardedTrainer(
         examples,
-        plan_of(examples.lengths(), options, seed),
+        plan_of(lengths, options, seed),
+        objective,
         micro_tokens=layout.tokens,
         say=say,
         model=model,
@@ -89,15 +91,22 @@ def build(
         peft_config=None if options.method == "full" else adapter_of(options.lora, model),
         callbacks=list(callbacks),
     )
-    trainer.targets = targets
-    if targets is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise RecipeError(
-            "train.objective soft: needs a whole output head, and FSDP or DeepSpeed divides it; take multi_gpu.yaml"
-        )
+    _require_suited(trainer, objective)
     recompute(model, layout.checkpointing, layers=layout.layers)
     _configure(trainer, model, options, balance)
     trainer.checked = self_check.check(trainer, examples.ids, tokenizer, method=options.method)
     return trainer
+
+
+def _require_suited(trainer: GuardedTrainer, objective: Sft) -> None:
+    """Raise `RecipeError` where the launcher divides what the objective needs whole."""
+    if not objective.is_sharded and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise RecipeError(
+            f"train.objective {objective.kind}: needs a whole output head, and FSDP or DeepSpeed divides it; take "
+            "multi_gpu.yaml"
+        )
+    if not objective.is_parallel and trainer.args.world_size > 1:
+        raise RecipeError(f"train.objective {objective.kind}: takes one process; leave `accelerate launch` out")
 
 
 def _configure(trainer: GuardedTrainer, model: Any, options: TrainOptions, balance: float) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from distill.core import processes
@@ -209,21 +210,28 @@ class Identity:
         return json_sha256([self.rows, self.settings])
 
 
-def identity_of(examples: Examples, info: Mapping[str, Any], options: TrainOptions, seed: int) -> Identity:
-    """The identity of a run; `info` is what base.json says."""
+def identity_of(
+    examples: Examples,
+    info: Mapping[str, Any],
+    options: TrainOptions,
+    seed: int,
+    *,
+    objective: Mapping[str, Any] = MappingProxyType({}),
+) -> Identity:
+    """The identity of a run; `info` is what base.json says, `objective` what decides about an objective but `sft`."""
     rows = [
         [id_, json_sha256([example.input_ids, example.labels])[:16]]
         for id_, example in zip(examples.ids, examples.examples, strict=True)
     ]
     deciding = {name: value for name, value in options.deciding().items() if name not in _without_effect(options)}
     settings = flatten(deciding, "train")
-    deciding_info = ("model", "fingerprint", "layers", "template", "soft targets")
+    deciding_info = ("model", "fingerprint", "layers", "template")
     student = {f"student.{key}": info[key] for key in deciding_info if key in info}
     place = device.training_device(options.device)
     machine = {"device": place.type, **{package: version(package) for package in PACKAGES}}
     if place.type == "mps":
         machine["dtype"] = str(device.compute_dtype(options.dtype, place)).removeprefix("torch.")
-    return Identity(rows, {**student, **settings, "seed": seed}, machine)
+    return Identity(rows, {**student, **settings, **objective, "seed": seed}, machine)
 
 
 def _without_effect(options: TrainOptions) -> set[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from accelerate import PartialState
 from transformers import TrainerCallback
 
 from distill.core import processes
@@ -31,8 +30,8 @@ from distill.train.dataset import Examples, checked_examples, split_held_out
 from distill.train.evaluation import BestCheckpoint, EvaluationCallback, evaluation_interval, held_out_sessions
 from distill.train.lora import initial_adapter
 from distill.train.memory import STATE_BYTES
-from distill.train.objectives.soft import SoftTargets, prepare
-from distill.train.objectives.soft_source import Source
+from distill.train.objectives import TrainingData
+from distill.train.objectives.sft import NoOptions, Sft
 from distill.train.options import TrainSettings
 from distill.train.saving import save
 from distill.train.step_guard import QUARANTINE, GuardedTrainer
@@ -95,8 +94,10 @@ class TrainingJob:
     settings: TrainSettings
     info: dict[str, Any]
     """Contents of base.json."""
-    targets: SoftTargets | None = None
-    """Soft targets of the examples, where the objective has them."""
+    objective: Sft
+    """What the student learns from, prepared for the examples."""
+    made_from: Mapping[str, Any]
+    """What decides the weights besides rows, options and base: the objective's options, and what it has prepared."""
 
 
 def train(
@@ -126,8 +127,7 @@ def train(
     say = say or silent
     require_trackers(settings.options.report_to)
     job = _job(sessions, student_folder, settings, say, show or silent, reply)
-    made_from = job.info if job.targets is None else {**job.info, "soft targets": job.targets.sha256}
-    identity = identity_of(job.examples, made_from, settings.options, settings.seed)
+    identity = identity_of(job.examples, job.info, settings.options, settings.seed, objective=job.made_from)
     checkpoints = Checkpoints(student_folder, identity, say)
     if not fresh:
         checkpoints.require_same_run()
@@ -184,36 +184,21 @@ def _job(
         "quantised": options.method == "qlora",
         "method": options.method,
     }
-    targets = _soft_targets(sessions, folder.parent, examples, settings, tokenizer, reply, say)
-    return TrainingJob(folder, base, layers, tokenizer, usable, examples, held_out, settings, info, targets)
-
-
-def _soft_targets(
-    sessions: Sequence[Session],
-    run: Path,
-    examples: Examples,
-    settings: TrainSettings,
-    tokenizer: Any,
-    reply: Callable[[str], Mapping[str, Any] | None],
-    say: Callable[[str], None],
-) -> SoftTargets | None:
-    """The soft targets of the examples, if the objective has them; the first process computes what is missing."""
-    objective = settings.options.objective
-    if objective.kind != "soft":
-        return None
-    source = Source(
-        folder=run,
-        teachers=settings.teachers,
+    objective = settings.objective or Sft(NoOptions())
+    data = TrainingData(
+        run=folder.parent,
+        examples=examples,
         sessions={session.id: session for session in sessions},
-        reply=reply,
-        template=settings.template,
+        held_out=tuple(held_out),
+        settings=settings,
         tokenizer=tokenizer,
-        train_on=settings.options.train_on,
-        k=objective.k,
+        reply=reply,
         say=say,
     )
-    with PartialState().main_process_first():
-        return prepare(examples.rows, source, weight=objective.weight)
+    made_from = {**objective.deciding(), **objective.prepare(data)}
+    return TrainingJob(
+        folder, base, layers, tokenizer, usable, examples, held_out, settings, info, objective, made_from
+    )
 
 
 def _kept_layers(
@@ -252,11 +237,12 @@ def _run(
         output=checkpoints.folder,
         say=say,
         callbacks=callbacks,
-        targets=job.targets,
+        objective=job.objective,
     )
     checks = trainer.checked.as_json()
     say(checks["line"])
     require_space(job.folder, _bytes_to_write(job, trainer))
+    job.objective.start(trainer)
     first = initial_adapter(trainer.model, options.lora) if options.method != "full" else None
     with trainer.accelerator.main_process_first():
         checkpoints.open(fresh=fresh)
@@ -333,6 +319,8 @@ def _add_callbacks(
     for tracker in trackers(names, job.folder, checkpoints.step, plan=trainer.plan, arguments=arguments):
         trainer.add_callback(tracker)
     trainer.add_callback(log)
+    for watcher in job.objective.callbacks(log):
+        trainer.add_callback(watcher)
     held_out = held_out_sessions(job.held_out, job.settings.template, job.tokenizer)
     steps = evaluation_interval(options.eval_steps, len(trainer.plan.steps))
     watching = "early_stopping" if options.early_stopping is not None else "best" if options.best is not None else None

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from distill.recipe import BaseOptions
 from distill.run.students import WITHOUT_EFFECT
+from distill.train.objectives.sft import Sft
 
 RESIDUAL = ("pissa", "olora")
 """Initialisations that take the adapter's first product out of the base's weights."""
@@ -60,29 +61,9 @@ class EarlyStopping(BaseOptions):
     """Smallest difference that counts as an improvement."""
 
 
-class ObjectiveOptions(BaseOptions):
-    """What the student learns from."""
-
-    kind: Literal["sft", "soft"] = "sft"
-    """`sft` learns the teacher's words by cross entropy, `soft` its probabilities too; for that the teacher runs on
-    this machine, or answers with `top_logprobs`."""
-    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Of `soft`: share of KL(teacher ‖ student) in a token's loss; the rest is cross entropy."""
-    k: Annotated[int, Field(ge=1, le=512)] = 20
-    """Of `soft`: most probable tokens that are kept of each distribution; all others share one bucket."""
-
-    @model_validator(mode="after")
-    def _belongs(self) -> ObjectiveOptions:
-        if self.kind == "sft" and (self.weight, self.k) != (0.5, 20):
-            raise ValueError("weight and k are of `kind: soft`; take them out, or set kind")
-        return self
-
-
 class TrainOptions(BaseOptions):
     """Options of training."""
 
-    objective: ObjectiveOptions = ObjectiveOptions()
-    """What the student learns from: the teacher's words, or its probabilities too."""
     method: Literal["qlora", "lora", "full"] = "qlora"
     """`qlora` keeps the base in 4 bits (NF4, double quantisation), `lora` in 16 bits on a GPU and 32 on a CPU, both
     with a trainable adapter; `full` trains all weights, in 32 bits, and computes in 16 where there is a GPU."""
@@ -209,3 +190,5 @@ class TrainSettings:
     """How those layers are chosen."""
     teachers: Mapping[str, str] = field(default_factory=dict)
     """Models of the teachers on this machine, by name; for objectives that ask them."""
+    objective: Sft | None = None
+    """What the student learns from; None for cross entropy."""

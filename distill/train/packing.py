@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from random import Random
@@ -84,7 +84,7 @@ def _by_tokens(order: Sequence[int], lengths: Sequence[int], aimed: int) -> list
 
 
 def passes(
-    rows: Sequence[int], lengths: Sequence[int], *, tokens: int, packed: bool, processes: int = 1
+    rows: Sequence[int], lengths: Sequence[int] | Mapping[int, int], *, tokens: int, packed: bool, processes: int = 1
 ) -> list[list[int]]:
     """Divide the examples of a step into forward passes of at most `tokens` tokens; a longer example has its own pass.
 
@@ -102,7 +102,7 @@ def passes(
     return groups
 
 
-def _padded(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def _padded(order: Sequence[int], lengths: Sequence[int] | Mapping[int, int], tokens: int) -> list[list[int]]:
     groups: list[list[int]] = []
     rest = iter(order)
     while first := list(islice(rest, 1)):
@@ -110,7 +110,7 @@ def _padded(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[l
     return groups
 
 
-def _packed(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def _packed(order: Sequence[int], lengths: Sequence[int] | Mapping[int, int], tokens: int) -> list[list[int]]:
     """As few rows as best fit needs, evenly filled where possible, as attention's cost is quadratic in length."""
     alone = [[row] for row in order if lengths[row] >= tokens]
     fitting = order[len(alone) :]
@@ -124,7 +124,7 @@ def _packed(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[l
     return alone + (even if max(filled, default=0) <= tokens else groups)
 
 
-def _best_fit(order: Sequence[int], lengths: Sequence[int], limit: int) -> list[list[int]]:
+def _best_fit(order: Sequence[int], lengths: Sequence[int] | Mapping[int, int], limit: int) -> list[list[int]]:
     """Best fit decreasing (Johnson, 1974): each example into the fullest row with room for it, else into a new row."""
     groups: list[list[int]] = []
     room: list[int] = []

@@ -27,7 +27,7 @@ from distill.train.kernels.router import RouterLoss
 from distill.train.packing import Layout, PackingPlan, passes
 
 if TYPE_CHECKING:
-    from distill.train.objectives.soft import SoftTargets
+    from distill.train.objectives.sft import Sft
     from distill.train.self_check import SelfCheck
 
 _LAYOUT = "layout.json"
@@ -42,9 +42,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     """
 
     def __init__(
-        self, examples: Examples, plan: PackingPlan, *, micro_tokens: int, say: Callable[[str], None], **arguments: Any
+        self,
+        examples: Examples,
+        plan: PackingPlan,
+        objective: Sft,
+        *,
+        micro_tokens: int,
+        say: Callable[[str], None],
+        **arguments: Any,
     ) -> None:
-        self.ids, self.examples, self.plan = examples.ids, examples.examples, plan
+        self.ids, self.examples, self.plan, self.objective = examples.ids, examples.examples, plan, objective
         self.micro_tokens = micro_tokens
         """Most tokens in a forward pass, padding included; halved on out-of-memory."""
         self.tokens_seen = 0
@@ -57,7 +64,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """Whether adapters are meant for every linear layer."""
         self.noise: Noise | None = None
         self.row_losses: dict[int, torch.Tensor] = {}
-        """Summed loss in nats (a scalar tensor) of each example of this process in the current step."""
+        """Summed loss (a scalar tensor) of each row of this process in the current step."""
         self.saving: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
         """Context manager around the writing of a step's checkpoint."""
         self.kernels: dict[str, int] = {}
@@ -68,14 +75,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """Those of the self-check."""
         self.checked: SelfCheck
         """Its self-check, from `build`."""
-        self.targets: SoftTargets | None = None
-        """Soft targets of the examples."""
         self.way = "fused"
         """The way of `losses.WAYS` in which the loss is computed."""
         self.router: RouterLoss | None = None
         self._group: Sequence[int] = ()
         self._step_tokens, self._balance = 1, torch.zeros(())
-        self._lengths, self._say = examples.lengths(), say
+        self._in_step: Mapping[int, Sequence[Example]] = {}
+        self._say = say
         super().__init__(**arguments)
 
     def use_kernels(self, earlier: Mapping[str, bool] | None = None) -> None:
@@ -97,7 +103,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
 
     def ways(self) -> list[str]:
         """The ways in which the loss can be computed, from the fastest; the model's own is the last."""
-        left_out = {"kernel" if not self.kernels.get("loss") else "", "fused" if self.targets is not None else ""}
+        left_out = {"kernel" if not self.kernels.get("loss") else "", "fused" if self.objective.has_targets else ""}
         return [way for way in WAYS if way not in left_out]
 
     def adopt(self, verdicts: Mapping[str, bool]) -> None:
@@ -135,12 +141,14 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return DataLoader(self.plan.steps, batch_size=1, collate_fn=lambda steps: {"rows": steps[0]})
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward for all examples of a step; returns their mean loss per trained token, a scalar.
+        """Forward and backward for all rows of a step; returns their loss by the objective's count, a scalar.
 
         On out-of-memory, passes are halved or activations recomputed, and the step is repeated from its start: no
         weight has changed yet. Raises `torch.OutOfMemoryError` where neither is possible.
         """
-        rows, random = inputs["rows"], _random_state()
+        rows, step = inputs["rows"], self.state.global_step + 1
+        self._in_step = self.objective.examples(step, rows)
+        random = _random_state()
         while True:
             try:
                 loss = self._step(model, rows)
@@ -154,18 +162,17 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             torch.set_rng_state(random[0])
             for state in random[1:]:
                 torch.cuda.set_rng_state(state)
-            step = self.state.global_step + 1
             self._say(f"out of memory: going on from step {step} {change}; the steps stay the same")
-        self.tokens_seen += sum(self._lengths[row] for row in rows)
+        self.tokens_seen += self._tokens(rows)
         return loss
 
     def _step(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
         """All passes of this process; returns its share of the step's mean loss, a scalar without the router's."""
-        items = sum(self.examples[row].trained for row in rows)
+        items = sum(self.count(row) for row in rows)
         mine = self._passes(rows)[self.args.process_index :: self.args.world_size]
         total = torch.zeros((), device=self.args.device)
         self.row_losses, self._balance = {}, torch.zeros((), device=self.args.device)
-        self._step_tokens = sum(self._lengths[row] for row in rows)
+        self._step_tokens = self._tokens(rows)
         for number, group in enumerate(mine, start=1):
             last = number == len(mine)
             self.accelerator.gradient_state._set_sync_gradients(last)
@@ -175,10 +182,30 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
                 total += super().training_step(model, self.batch(group), torch.tensor(items, device=self.args.device))
         return total - self._balance
 
+    def examples_of(self, row: int) -> Sequence[Example]:
+        """What a row brings to the current step; outside of one, the example itself."""
+        return self._in_step.get(row, (self.examples[row],))
+
+    def count(self, row: int) -> int:
+        """What a row counts in the mean over the current step."""
+        return self.objective.count(self.examples_of(row))
+
+    def _lengths(self, row: int) -> list[int]:
+        return [len(example.input_ids) for example in self.examples_of(row)]
+
+    def _tokens(self, rows: Sequence[int]) -> int:
+        """Tokens of these rows, padding excluded."""
+        return sum(sum(self._lengths(row)) for row in rows)
+
+    def _size(self, row: int) -> int:
+        """Tokens that a row takes in a pass, padding within the row included."""
+        lengths = self._lengths(row)
+        return sum(lengths) if self.padding_free else len(lengths) * max(lengths)
+
     def _passes(self, rows: Sequence[int]) -> list[list[int]]:
         return passes(
             rows,
-            self._lengths,
+            {row: self._size(row) for row in rows},
             tokens=self.micro_tokens,
             packed=bool(self.padding_free),
             processes=self.args.world_size,
@@ -186,14 +213,17 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
 
     def pass_tokens(self, rows: Sequence[int]) -> list[int]:
         """The tokens of each pass of these examples, padding included."""
-        passes = [[self._lengths[row] for row in group] for group in self._passes(rows) if group]
+        passes = [[length for row in group for length in self._lengths(row)] for group in self._passes(rows) if group]
         return [sum(lengths) if self.padding_free else len(lengths) * max(lengths) for lengths in passes]
 
     def batch(self, group: Sequence[int]) -> dict[str, Any]:
         """The tensors of one pass (B × T, or 1 × T packed); an empty group gets a batch with nothing to train."""
-        idle, device = Example(self.examples[0].input_ids, [IGNORED] * self._lengths[0]), self.args.device
-        batch = self.collated([self.examples[row] for row in group] or [idle])
-        return batch if self.targets is None or not group else {**batch, "targets": self.targets.of(group).to(device)}
+        if not group:
+            ids = self.examples[0].input_ids
+            return self.collated([Example(ids, [IGNORED] * len(ids))])
+        batch = self.collated([each for row in group for each in self.examples_of(row)])
+        targets = self.objective.targets(group)
+        return batch if targets is None else {**batch, "targets": targets.to(self.args.device)}
 
     def collated(self, examples: Sequence[Example]) -> dict[str, Any]:
         """The tensors of these examples, laid out as in a pass."""
@@ -211,7 +241,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         if self.args.world_size > 1:
             return None
         largest = max(self.pass_tokens(rows))
-        if largest > max(self._lengths[row] for row in rows):
+        if largest > max(self._size(row) for row in rows):
             self.micro_tokens = largest // 2
             return f"with {self.micro_tokens} tokens a forward pass at most, after {largest}"
         if not self.may_recompute:
@@ -223,7 +253,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Summed cross entropy of the trained tokens divided by `num_items_in_batch`, their number in the whole step.
+        """The objective's loss of the pass divided by `num_items_in_batch`, its count in the whole step.
 
         The router's loss of a mixture of experts counts by the pass's share of the step's tokens, so once a step.
         `inputs` are those of `batch`; the result is a scalar. On a CPU, TRL's own computes logits at every position,
@@ -231,16 +261,18 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """
         if return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        mask, trained = inputs.get("attention_mask"), inputs["labels"][:, 1:] != IGNORED
+        mask = inputs.get("attention_mask")
         with self.router.collected() if self.router is not None else nullcontext():
             losses = self.token_losses(inputs, model=model)
-        self._note(trained, losses.detach())
-        items = num_items_in_batch if num_items_in_batch is not None else trained.sum()
+        if self._group:
+            losses = self.objective.loss(losses, self._trained_tokens(losses.device), self._group)
+            self.row_losses |= dict(zip(self._group, losses.detach(), strict=True))
+        items = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"][:, 1:] != IGNORED).sum()
         averaged = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         loss = losses.sum() * averaged / items
         balance = self.router.take(mask) if self.router is not None else None
         if balance is not None and self._group:
-            balance = balance * averaged * sum(self._lengths[row] for row in self._group) / self._step_tokens
+            balance = balance * averaged * self._tokens(self._group) / self._step_tokens
             self._balance += balance.detach()
             return loss + balance
         return loss
@@ -255,17 +287,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         losses: torch.Tensor = model(**inputs, token_losses=way)
         return losses
 
-    def _note(self, trained: torch.Tensor, losses: torch.Tensor) -> None:
-        """Sum the losses by example; `trained` is B × T − 1, `losses` has one value per True."""
-        if not self._group:
-            return
-        lengths = torch.tensor([self._lengths[row] for row in self._group], device=trained.device)
-        if self.padding_free:
-            places = torch.arange(len(lengths), device=trained.device).repeat_interleave(lengths)[None, 1:]
-        else:
-            places = torch.arange(len(lengths), device=trained.device)[:, None].expand_as(trained)
-        sums = losses.new_zeros(len(lengths)).index_add_(0, places[trained], losses)
-        self.row_losses |= dict(zip(self._group, sums, strict=True))
+    def _trained_tokens(self, device: torch.device) -> torch.Tensor:
+        """The number of trained tokens of each example of the pass (E)."""
+        return torch.tensor([each.trained for row in self._group for each in self.examples_of(row)], device=device)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """The options' schedule, in which no step has the rate 0: of n steps of warm-up, the first has 1/(n+1)."""

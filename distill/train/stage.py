@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from distill import recipe
-from distill.core import console, processes, weights
+from distill.core import console, processes, registry, weights
 from distill.core.extras import install
 from distill.core.jsonl import read_sessions
 from distill.core.processes import grow_in_place
@@ -21,6 +21,8 @@ from distill.errors import DistillError, MissingPackage, RecipeError
 from distill.run import model_card, students
 from distill.run.context import Context, stop_teacher
 from distill.run.record import StageRecord, read_record
+from distill.train.objectives import OBJECTIVES
+from distill.train.objectives.sft import Sft
 from distill.train.options import LoraOptions, TrainOptions, TrainSettings
 from distill.types import Completion, Session
 
@@ -34,17 +36,18 @@ def options(context: Context) -> dict[str, Any]:
     assert student is not None
     decisive = {**students.deciding_options(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
     settings = settings_of(context.recipe)
-    if settings.options.objective.kind != "sft":
+    if context.recipe.train is not None and context.recipe.train.objective.kind != "sft":
         decisive |= {f"teacher {name} sha256": weights.fingerprint(one) for name, one in settings.teachers.items()}
     return decisive
 
 
-__all__ = ["REVISION", "LoraOptions", "TrainOptions", "TrainSettings", "options", "run", "train"]
+__all__ = ["REVISION", "LoraOptions", "TrainOptions", "TrainSettings", "objective_of", "options", "run", "train"]
 
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage train; the previous student stays in place until the new one is complete."""
     settings = settings_of(context.recipe)
+    settings = replace(settings, objective=objective_of(context.recipe, allowed=context.options.allowed))
     stop_teacher(context)
     counts = train(context.folder, settings, fresh="train" in context.options.redo, reply=_reply_in(context.journal))
     if processes.is_first():
@@ -129,8 +132,21 @@ def _put_in_place(folder: Path, record: StageRecord, counts: Mapping[str, Any]) 
     students.finish(folder, info)
 
 
+def objective_of(loaded: recipe.Recipe, *, allowed: Collection[str] = ()) -> Sft:
+    """The objective of a recipe with a section `train`; `allowed` are packages whose code it may name.
+
+    Raises `RecipeError` where it does not suit the recipe.
+    """
+    assert loaded.train is not None
+    section = loaded.train.objective
+    objective: Sft = registry.part(OBJECTIVES, section.kind, kind="objective", allowed=allowed)(section.options)
+    if fault := objective.fault(loaded):
+        raise RecipeError(f"train.objective: {fault}")
+    return objective
+
+
 def settings_of(loaded: recipe.Recipe) -> TrainSettings:
-    """The training settings of a recipe. Raises `RecipeError` where it has no section `train`."""
+    """The training settings of a recipe without its objective. Raises `RecipeError` where it has no section `train`."""
     student, section = loaded.student, loaded.train
     if student is None or section is None:
         raise RecipeError("the recipe has no section `train`; add one, with `student`")

@@ -67,7 +67,7 @@ class GuardedTrainer(Trainer):
         totals = torch.stack([*self.row_losses.values()]).tolist() if self.row_losses else []
         losses = self._gathered(list(zip(self.row_losses, totals, strict=True)))
         self.example_losses = [
-            {"id": self.ids[row], "loss": total / self.examples[row].trained, "tokens": self.examples[row].trained}
+            {"id": self.ids[row], "loss": total / self.count(row), "tokens": self.count(row)}
             for row, total in losses
             if math.isfinite(total)
         ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,13 +24,15 @@ from distill.core.jsonl import read_sessions
 from distill.models import chat_template, loading
 from distill.pipeline.parts import load_recipe
 from distill.train import loop
+from distill.train.objectives.sft import NoOptions, Sft
+from distill.train.objectives.soft import Soft, SoftOptions
 from distill.train.options import TrainOptions, TrainSettings
 from distill.train.stage import settings_of
 
-OBJECTIVES: Mapping[str, dict[str, Any]] = {
-    "sft": {"kind": "sft"},
-    "soft, weight 0.5": {"kind": "soft", "weight": 0.5},
-    "soft, weight 1": {"kind": "soft", "weight": 1.0},
+OBJECTIVES: Mapping[str, Callable[[], Sft]] = {
+    "sft": lambda: Sft(NoOptions()),
+    "soft, weight 0.5": lambda: Soft(SoftOptions(weight=0.5)),
+    "soft, weight 1": lambda: Soft(SoftOptions(weight=1.0)),
 }
 FIGURES = ("KL(T‖S)", "KL(S‖T)", "acceptance", "gap closed")
 Figures: TypeAlias = "np.ndarray[Any, Any]"
@@ -46,8 +48,8 @@ def main(run: Path, seeds: Sequence[int]) -> None:
     found: dict[str, list[Figures]] = {}
     for seed in seeds:
         for name, objective in OBJECTIVES.items():
-            options = {**settings.options.model_dump(exclude_unset=True), "objective": objective, "eval_steps": 0}
-            chosen = replace(settings, options=TrainOptions.model_validate(options), seed=seed)
+            options = {**settings.options.model_dump(exclude_unset=True), "eval_steps": 0}
+            chosen = replace(settings, options=TrainOptions.model_validate(options), seed=seed, objective=objective())
             figures, seconds = _trained(run, chosen, rows, teacher)
             found.setdefault(name, []).append(figures)
             values = "  ".join(f"{one} {value:.3f}" for one, value in zip(FIGURES, figures.mean(0), strict=True))

@@ -49,6 +49,7 @@ def run(
     callbacks=(),
     fresh=False,
     teachers=None,
+    objective=None,
 ):
     """Train a student; returns the result and what was said besides the self-check's line."""
     from distill.train import loop
@@ -57,7 +58,7 @@ def run(
     result = loop.train(
         sessions,
         folder,
-        TrainSettings(model, "chatml", options, seed, layers, prune_by, teachers or {}),
+        TrainSettings(model, "chatml", options, seed, layers, prune_by, teachers or {}, objective),
         fresh=fresh,
         progress=progress,
         say=lines.append,

@@ -14,13 +14,13 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from distill.errors import RecipeError
+from distill.train.objectives.soft import Soft, SoftOptions
 from distill.types import Message
 from tests.support import training
 from tests.support.training import SESSIONS
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.model
-SOFT = {"kind": "soft", "k": 8}
 TAUGHT = [replace(session, meta={"teacher": "tiny"}) for session in SESSIONS]
 
 
@@ -57,7 +57,7 @@ def test_the_whole_vocabulary_gives_the_divergence_itself():
     ids = torch.arange(11).expand(5, 11)
     rows = soft.SoftRows(ids, teacher, torch.full((5,), -torch.inf), torch.ones(5))
     expected = (teacher.exp() * (teacher - torch.log_softmax(logits, -1))).sum(1)
-    torch.testing.assert_close(soft.from_logits(logits, torch.zeros(5, dtype=torch.long), rows), expected)
+    torch.testing.assert_close(rows.from_logits(logits, torch.zeros(5, dtype=torch.long)), expected)
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +134,11 @@ def trained(tiny, teacher, tmp_path_factory):
 
 def train(folder, tiny, teacher, *, sessions=TAUGHT, callbacks=(), **changes):
     """Train on soft targets of a teacher; returns the result and the lines."""
-    options, teachers = training.options(objective=SOFT, **changes), {"tiny": teacher}
+    options, teachers = training.options(**changes), {"tiny": teacher}
     return training.run(
-        folder / "student", tiny, sessions=sessions, options=options, teachers=teachers, callbacks=callbacks
-    )
+        folder / "student", tiny, sessions=sessions, options=options, teachers=teachers, callbacks=callbacks,
+        objective=Soft(SoftOptions(k=8)),
+    )  # fmt: skip
 
 
 def weights_of(student):

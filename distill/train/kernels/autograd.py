@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import linear, silu
 
-from distill.train.kernels import soft
-from distill.train.kernels.soft import SoftRows
+from distill.train.kernels.targets import TokenTargets
 from distill.train.memory import LOGIT_BYTES
 
 Source = tuple[Tensor, Tensor, Tensor]
@@ -87,10 +86,10 @@ def gated_mlp(
     return y
 
 
-def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, targets: SoftRows | None = None) -> Tensor:
+def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, targets: TokenTargets | None = None) -> Tensor:
     """Cross entropy in nats (N) of N labels under a frozen output head (V × H) on hidden states (N × H).
 
-    With soft targets, the mix of both of them; see `soft.mixed`.
+    With targets, the losses are theirs.
 
     Logits exist for a few rows at a time. The gradient is computed in the forward pass, as in Liger-Kernel (Hsu et
     al., 2024), so that logits are neither kept nor computed twice.
@@ -212,12 +211,12 @@ class _GatedMLP(Function):  # type: ignore[misc]  # the library has no types
 
 
 def _tile(
-    hidden: Tensor, weight: Tensor, labels: Tensor, targets: SoftRows | None, *, needs_gradient: bool
+    hidden: Tensor, weight: Tensor, labels: Tensor, targets: TokenTargets | None, *, needs_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Losses (n) of n rows, and their gradients (n × H) with respect to the hidden states."""
     logits = torch.log_softmax(product(hidden, weight), -1, dtype=torch.float32)
     if targets is not None:
-        losses, by_logit = soft.tile(logits, labels, targets, needs_gradient=needs_gradient)
+        losses, by_logit = targets.tile(logits, labels, needs_gradient=needs_gradient)
         return losses, None if by_logit is None else product(by_logit.to(hidden.dtype), weight.t())
     losses = logits.gather(1, labels[:, None])[:, 0].neg()
     if not needs_gradient:
@@ -228,7 +227,7 @@ def _tile(
 
 class _TokenLosses(Function):  # type: ignore[misc]  # the library has no types
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, targets: SoftRows | None) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, targets: TokenTargets | None) -> Tensor:
         ctx.like, hidden = (hidden.shape, hidden.dtype), _rows(hidden)
         weight = weight.detach().to(hidden.dtype)
         losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 from types import MethodType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,9 +19,11 @@ from torch.utils.checkpoint import checkpoint
 from distill.models.chat_template import IGNORED
 from distill.models.pruning import backbone_of
 from distill.models.trial import agree, random_rows
-from distill.train.kernels import autograd, soft
-from distill.train.kernels.soft import SoftRows
+from distill.train.kernels import autograd
+from distill.train.kernels.targets import TokenTargets
 
+Inputs: TypeAlias = "dict[str, Any]"
+"""Arguments of the model's forward."""
 HEAD_ROWS = 2048
 """Trained tokens whose logits are kept where the output head is trainable."""
 TRIED_ROWS = 32
@@ -31,35 +33,39 @@ def install(causal: Any) -> None:
     """Give the forward of a causal model the option `token_losses`, the name of a way.
 
     It then returns nats of each trained token (N, of the labels B × T that are not ignored, the first column left out),
-    with soft `targets` of the N tokens those of `soft.mixed`.
+    or those that the `targets` of the N tokens give.
     As a part of forward, wrappers around the model (DDP, accelerate) see it.
     """
     own = causal.forward
 
     @wraps(own)  # `generate` reads its signature
     def forward(
-        self: Any, *args: Any, token_losses: str | None = None, targets: SoftRows | None = None, **inputs: Any
+        self: Any, *args: Any, token_losses: str | None = None, targets: TokenTargets | None = None, **inputs: Any
     ) -> Any:
         return own(*args, **inputs) if token_losses is None else WAYS[token_losses](self, own, inputs, targets)
 
     causal.forward = MethodType(forward, causal)
 
 
-def _by_kernel(causal: Any, own: Callable[..., Any], inputs: dict[str, Any], targets: SoftRows | None) -> Tensor:
+def _by_kernel(causal: Any, own: Callable[..., Any], inputs: Inputs, targets: TokenTargets | None) -> Tensor:
     labels = inputs.pop("labels")[:, 1:]
     hidden = backbone_of(causal)(**inputs, use_cache=False).last_hidden_state[:, :-1]
     trained = labels != IGNORED
     return head_losses(hidden[trained], causal.get_output_embeddings(), labels[trained], targets)
 
 
-def _by_fused_head(causal: Any, own: Callable[..., Any], inputs: dict[str, Any], targets: SoftRows | None) -> Tensor:
+def _by_fused_head(
+    causal: Any, own: Callable[..., Any], inputs: dict[str, Any], targets: TokenTargets | None
+) -> Tensor:
     assert targets is None, "the fused head keeps the label's log-probability only"
     trained = inputs["labels"][:, 1:] != IGNORED
     losses: Tensor = -own(**inputs, use_cache=False, fused_lm_head=True).log_probs[trained].float()
     return losses
 
 
-def _by_own_forward(causal: Any, own: Callable[..., Any], inputs: dict[str, Any], targets: SoftRows | None) -> Tensor:
+def _by_own_forward(
+    causal: Any, own: Callable[..., Any], inputs: dict[str, Any], targets: TokenTargets | None
+) -> Tensor:
     """What the model adds to the cross entropy of its logits, if anything, is divided evenly among the tokens."""
     output = own(**inputs, use_cache=False)
     labels = inputs["labels"][:, 1:]
@@ -67,10 +73,10 @@ def _by_own_forward(causal: Any, own: Callable[..., Any], inputs: dict[str, Any]
     logits = output.logits[:, :-1][trained].float()
     losses = cross_entropy(logits, labels[trained], reduction="none")
     more = output.loss - losses.mean() if output.loss is not None and len(losses) else 0.0
-    return (losses if targets is None else soft.from_logits(logits, labels[trained], targets)) + more
+    return (losses if targets is None else targets.from_logits(logits, labels[trained])) + more
 
 
-WAYS: Mapping[str, Callable[[Any, Callable[..., Any], dict[str, Any], SoftRows | None], Tensor]] = {
+WAYS: Mapping[str, Callable[[Any, Callable[..., Any], Inputs, TokenTargets | None], Tensor]] = {
     "kernel": _by_kernel,
     "fused": _by_fused_head,
     "own": _by_own_forward,
@@ -100,8 +106,8 @@ def kernel_agrees(causal: Any) -> bool:
     )
 
 
-def head_losses(hidden: Tensor, head: Any, labels: Tensor, targets: SoftRows | None = None) -> Tensor:
-    """Nats of each of N labels (N), on hidden states of N × H; with soft targets, those of `soft.mixed`.
+def head_losses(hidden: Tensor, head: Any, labels: Tensor, targets: TokenTargets | None = None) -> Tensor:
+    """Nats of each of N labels (N), on hidden states of N × H; with targets, those that they give.
 
     With a trainable head, at most `HEAD_ROWS` rows of logits exist at once; more are recomputed in the backward pass.
     """
@@ -114,8 +120,8 @@ def head_losses(hidden: Tensor, head: Any, labels: Tensor, targets: SoftRows | N
     return torch.cat([checkpoint(_plain_losses, *each, use_reentrant=False) for each in rows])
 
 
-def _plain_losses(hidden: Tensor, head: Any, labels: Tensor, targets: SoftRows | None) -> Tensor:
+def _plain_losses(hidden: Tensor, head: Any, labels: Tensor, targets: TokenTargets | None) -> Tensor:
     logits = head(hidden).float()
     if targets is not None:
-        return soft.from_logits(logits, labels, targets)
+        return targets.from_logits(logits, labels)
     return cross_entropy(logits, labels, reduction="none")

@@ -39,6 +39,32 @@ class SoftRows:
         """Rows one after the other."""
         return cls(*(torch.cat([getattr(one, each.name) for one in rows]) for each in fields(cls)))
 
+    def from_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mixed loss of each token (N) from logits of N × V in float32; differentiable."""
+        logs = torch.log_softmax(logits, -1)
+        log_rest = logs.scatter(1, self.ids, -torch.inf).logsumexp(1)
+        return mixed(-logs.gather(1, labels[:, None])[:, 0], logs.gather(1, self.ids), log_rest, self)
+
+    def tile(self, logs: Tensor, labels: Tensor, *, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """Mixed losses (n) from log-probabilities of n × V, and their gradient by the logits in the same memory.
+
+        By the logit of token j it is q_j (1 − w + w (m − t / r)) off the entries and (1 − w) q_j + w (m q_j − p_j) on
+        them, with m = Σ p + t, less 1 − w at the label.
+        """
+        cross_entropy, logq = -logs.gather(1, labels[:, None])[:, 0], logs.gather(1, self.ids)
+        others = logs.exp_().scatter_(1, self.ids, 0.0)
+        rest = others.sum(1).clamp_min(torch.finfo(logs.dtype).tiny)
+        losses = mixed(cross_entropy, logq, rest.log(), self)
+        if not needs_gradient:
+            return losses, None
+        weight, tail, p, q = self.weights, self.tail.exp(), self.logprobs.exp(), logq.exp()
+        mass = p.sum(1) + tail
+        others.mul_((1 - weight + weight * (mass - tail / rest))[:, None])
+        at_entries = (1 - weight)[:, None] * q + weight[:, None] * (mass[:, None] * q - p)
+        at_entries.masked_fill_(self.logprobs <= PADDING, 0.0)
+        others.scatter_add_(1, self.ids, at_entries).scatter_add_(1, labels[:, None], (weight - 1)[:, None])
+        return losses, others
+
 
 def mixed(cross_entropy: Tensor, logq: Tensor, log_rest: Tensor, soft: SoftRows) -> Tensor:
     """Loss of each token (N): (1 − w) · cross entropy + w · KL(teacher ‖ student), in nats.
@@ -54,31 +80,3 @@ def mixed(cross_entropy: Tensor, logq: Tensor, log_rest: Tensor, soft: SoftRows)
     return torch.where(
         soft.weights > 0, (1 - soft.weights) * cross_entropy + soft.weights * (entries + rest), cross_entropy
     )
-
-
-def from_logits(logits: Tensor, labels: Tensor, soft: SoftRows) -> Tensor:
-    """Mixed loss of each token (N) from logits of N × V in float32; differentiable."""
-    logs = torch.log_softmax(logits, -1)
-    log_rest = logs.scatter(1, soft.ids, -torch.inf).logsumexp(1)
-    return mixed(-logs.gather(1, labels[:, None])[:, 0], logs.gather(1, soft.ids), log_rest, soft)
-
-
-def tile(logs: Tensor, labels: Tensor, soft: SoftRows, *, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Mixed losses (n) from log-probabilities of n × V, and their gradient by the logits in the same memory.
-
-    By the logit of token j it is q_j (1 − w + w (m − t / r)) off the entries and (1 − w) q_j + w (m q_j − p_j) on them,
-    with m = Σ p + t, less 1 − w at the label.
-    """
-    cross_entropy, logq = -logs.gather(1, labels[:, None])[:, 0], logs.gather(1, soft.ids)
-    others = logs.exp_().scatter_(1, soft.ids, 0.0)
-    rest = others.sum(1).clamp_min(torch.finfo(logs.dtype).tiny)
-    losses = mixed(cross_entropy, logq, rest.log(), soft)
-    if not needs_gradient:
-        return losses, None
-    weight, tail, p, q = soft.weights, soft.tail.exp(), soft.logprobs.exp(), logq.exp()
-    mass = p.sum(1) + tail
-    others.mul_((1 - weight + weight * (mass - tail / rest))[:, None])
-    at_entries = (1 - weight)[:, None] * q + weight[:, None] * (mass[:, None] * q - p)
-    at_entries.masked_fill_(soft.logprobs <= PADDING, 0.0)
-    others.scatter_add_(1, soft.ids, at_entries).scatter_add_(1, labels[:, None], (weight - 1)[:, None])
-    return losses, others

@@ -1,1 +1,38 @@
 """What a student learns from: a file per objective, chosen by `train.objective.kind`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.types import Session
+
+if TYPE_CHECKING:
+    from distill.train.dataset import Examples
+    from distill.train.options import TrainSettings
+
+OBJECTIVES = {
+    "sft": "distill.train.objectives.sft:Sft",
+    "soft": "distill.train.objectives.soft:Soft",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What an objective prepares itself from, before the model is loaded."""
+
+    run: Path
+    """The run's folder."""
+    examples: Examples
+    """Those that are trained on; a row is an index in them."""
+    sessions: Mapping[str, Session]
+    """The kept sessions by id, held-out ones among them."""
+    held_out: tuple[Session, ...]
+    """Those that training is watched by."""
+    settings: TrainSettings
+    tokenizer: Any
+    reply: Callable[[str], Mapping[str, Any] | None]
+    """The response body of an answer in the journal, by its key."""
+    say: Callable[[str], None]
