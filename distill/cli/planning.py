@@ -53,6 +53,7 @@ def check(
     loaded = parts.load_recipe(recipe, overrides=set_ or (), importing=False)
     origins.say_which(recipe, loaded, set_ or ())
     run = recipe if recipe.is_dir() else Path("runs") / loaded.name
+    origins.require_other_run(loaded, run)
     valid, *forecasts = forecast.lines(loaded, probed=not probe, run=run)
     for line in (valid, *reach_of(loaded, parts.folder_of(recipe)).lines(), *forecasts):
         console.result(line)

@@ -41,6 +41,9 @@ CONFIG_FILES = (
 """Every other file of a model folder that changes what the model answers."""
 
 
+ORIGIN = ("model", "previous")
+"""Keys of a student's base.json that its fingerprint leaves out: where it comes from, by path."""
+
 # Fingerprints
 
 
@@ -79,7 +82,7 @@ def student_fingerprint(student_folder: Path) -> str:
     files = _folder_files(student_folder)
     if not any(file.suffix == ".safetensors" for file in files):
         raise ModelError(f"{student_folder} holds no adapter (*.safetensors); train the student first")
-    settings = {key: value for key, value in base.items() if key != "model"}
+    settings = {key: value for key, value in base.items() if key not in ORIGIN}
     info = [settings, _adapter_settings(student_folder), _hash_files(files, student_folder)]
     return text_sha256(json.dumps(info, sort_keys=True))
 
@@ -93,6 +96,16 @@ def _adapter_settings(student_folder: Path) -> dict[str, Any]:
         for key, value in settings.items()
         if key != "base_model_name_or_path"
     }
+
+
+def require_base(student_folder: Path) -> None:
+    """Raise `ModelError` where the base of a student is no longer the one that it was trained on."""
+    info = read_base(student_folder)
+    if (current := fingerprint(info["model"])) != info["fingerprint"]:
+        raise ModelError(
+            f"the student in {student_folder} was trained on another {info['model']} ({info['fingerprint'][:12]}, "
+            f"now {current[:12]}); put that model back, or train again"
+        )
 
 
 def read_base(student_folder: Path) -> dict[str, Any]:

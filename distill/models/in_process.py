@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from distill.core import console
 from distill.core.hashing import canonical, json_sha256
-from distill.core.weights import fingerprint, read_base, student_fingerprint
+from distill.core.weights import ORIGIN, fingerprint, read_base, student_fingerprint
 from distill.engine.providers import ProviderError, Reply
 from distill.errors import DistillError
 from distill.types import Endpoint, Request
@@ -116,7 +116,7 @@ def untrained_base(student_folder: Path, *, watch: Watch | None = None) -> InPro
 
 def base_fingerprint(student_folder: Path) -> str:
     """SHA-256 in hex that identifies the student before training. Raises `ModelError`."""
-    info = {name: value for name, value in read_base(student_folder).items() if name != "model"}
+    info = {name: value for name, value in read_base(student_folder).items() if name not in ORIGIN}
     return json_sha256({**info, "adapter": None})
 
 

@@ -18,7 +18,7 @@ from distill.core.console import Say, silent
 from distill.core.embedded import EMBEDDED, fetch
 from distill.core.files import cache_dir, locked, read_json, write_json, writing
 from distill.core.hashing import file_sha256
-from distill.core.weights import CONFIG_FILES, WEIGHT_FILES, fingerprint, looks_like_path, read_base
+from distill.core.weights import CONFIG_FILES, WEIGHT_FILES, fingerprint, looks_like_path, read_base, require_base
 from distill.errors import MissingPackage, ModelError
 from distill.models import pretrained
 from distill.models.device import default_device, default_dtype, free_memory
@@ -263,11 +263,7 @@ def load_student(
     place = torch.device(device) if device is not None else default_device()
     if adapter and info.get("method") == "full":
         return load_causal(student_folder, dtype=dtype, device=place), load_tokenizer(student_folder)
-    if (current := fingerprint(info["model"])) != info["fingerprint"]:
-        raise ModelError(
-            f"the student in {student_folder} was trained on another {info['model']} ({info['fingerprint'][:12]}, "
-            f"now {current[:12]}); put that model back, or train again"
-        )
+    require_base(student_folder)
     folder = materialise(info["model"])
     model = load_causal(
         folder, layers=info["layers"], quantise=bool(info["quantised"]), dtype=torch.float32, device=place

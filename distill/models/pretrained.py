@@ -150,14 +150,28 @@ def load_adapter(model: Any, folder: Path) -> Any:
     """A model with the LoRA adapter in a folder beside its weights. Raises `ModelError`."""
     from peft import PeftModel
 
-    require_sound(folder)
-    _require_plain_adapter(folder / "adapter_config.json")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{folder} has no adapter_model.safetensors; pickles, such as adapter_model.bin, are not read")
+    _require_adapter(folder)
     with warnings.catch_warnings(), only_data(folder, "adapter"):
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21
         warnings.filterwarnings("error", "Found missing adapter keys")  # PEFT would initialise them and go on
         return PeftModel.from_pretrained(model, folder)
+
+
+def adapter_config(folder: Path) -> Any:
+    """PEFT's configuration of the LoRA adapter in a folder. Raises `ModelError`."""
+    from peft import LoraConfig
+
+    _require_adapter(folder)
+    with only_data(folder, "adapter"):
+        return LoraConfig.from_pretrained(str(folder))
+
+
+def _require_adapter(folder: Path) -> None:
+    """Raise `ModelError` where a folder holds no LoRA adapter, or one that runs or reads anything else."""
+    require_sound(folder)
+    _require_plain_adapter(folder / "adapter_config.json")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} has no adapter_model.safetensors; pickles, such as adapter_model.bin, are not read")
 
 
 def _require_plain_adapter(file: Path) -> None:

@@ -41,9 +41,20 @@ def load_addressed(
     """
     recipe = load_recipe(source, overrides=overrides, allowed=allowed)
     say_which(source, recipe, overrides)
-    if run_dir is None and isinstance(source, (str, PathLike)) and (folder := Path(source)).is_dir():
-        return recipe, folder
-    return recipe, run_dir or Path("runs") / recipe.name
+    folder = run_dir or Path("runs") / recipe.name
+    if run_dir is None and isinstance(source, (str, PathLike)) and Path(source).is_dir():
+        folder = Path(source)
+    require_other_run(recipe, folder)
+    return recipe, folder
+
+
+def require_other_run(recipe: Recipe, folder: Path) -> None:
+    """Raise `RecipeError` where the student that a run continues is its own, which training replaces."""
+    if recipe.student is not None and recipe.student.continues == str(folder.resolve()):
+        raise RecipeError(
+            f"student.model: {folder} is this run's own folder, and a run continues the student of another; give the "
+            "recipe another `name`, or --run-dir"
+        )
 
 
 def say_which(source: Source, recipe: Recipe, overrides: Overrides = ()) -> None:

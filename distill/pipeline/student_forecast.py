@@ -11,6 +11,7 @@ from distill.errors import RecipeError
 from distill.models.gguf.support import obstacle
 from distill.recipe import Recipe, Student
 from distill.train.memory import SMOLLM2, Shape, estimate, shape_in, usual_pass
+from distill.train.stage import settings_of
 
 DEVICES: tuple[Literal["cpu", "cuda"], ...] = ("cuda", "cpu")
 
@@ -19,8 +20,11 @@ def training_lines(recipe: Recipe) -> list[str]:
     """Method, memory and exports; empty without `train`. Raises `RecipeError` for more layers than the model has."""
     if recipe.student is None or recipe.train is None:
         return []
+    settings_of(recipe).require_start()
     layers = recipe.student.prune.layers if recipe.student.prune is not None else None
     writable = [exports(recipe.student, recipe.train.options.method)]
+    if recipe.student.continues is not None:
+        writable.insert(0, f"train: continues the student of {recipe.student.continues}, on the same base")
     shape = _shape(recipe.student.model, layers)
     if shape is None:
         is_here = local_folder(recipe.student.model) is not None

@@ -12,6 +12,7 @@ from distill.core.embedded import EMBEDDED
 from distill.core.redaction import STRUCK, learn
 from distill.core.registry import suggest
 from distill.errors import RecipeError, one_line
+from distill.recipe.continued import continue_student
 from distill.recipe.paths import resolve_paths
 from distill.recipe.recipe import Recipe
 from distill.recipe.validation import Parts, validate, with_options
@@ -45,7 +46,9 @@ def load(
             report_dropped(f'{path}: "{key}" is no longer a key; left out')
     for key, value in overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides):
         override(document, key, plain(value, *key.split(".")), parts)
+    contradictions = continue_student(document, path.resolve().parent)
     recipe, faults = _validate(document, parts)
+    faults = contradictions + faults
     if not faults and recipe is not None:
         recipe, faults = resolve_paths(recipe, path.resolve().parent)
     if faults or recipe is None:

@@ -83,7 +83,7 @@ class _Paths:
         if not value or value in EMBEDDED:
             return value
         with self._faults_of(key):
-            path = _find(value, self.folder, assets.root() / "prompts", may_be_folder=may_be_folder)
+            path = find(value, self.folder, assets.root() / "prompts", may_be_folder=may_be_folder)
             if path is not None:
                 return self._add(path)
             self.faults.append(f"{key}: no file {value}; looked in {self.folder} and in the shipped prompts/")
@@ -109,7 +109,7 @@ class _Paths:
                 continue
             where = f"sources.{source.display_name}.{key}"
             with self._faults_of(where):
-                path = _find(value, self.folder)
+                path = find(value, self.folder)
                 if path is None:
                     self.faults.append(f"{where}: no file or folder {value}; looked in {self.folder}")
                 else:
@@ -122,7 +122,7 @@ class _Paths:
         if getattr(section, "base_url", None) or value in EMBEDDED:
             return section
         with self._faults_of(f"{key}.model"):
-            if (path := _find(value, self.folder)) is not None:
+            if (path := find(value, self.folder)) is not None:
                 return section.model_copy(update={"model": str(path)})
             if value.startswith((".", "/", "~")) or value.endswith((".gguf", ".safetensors")):
                 raise RecipeError(f"no such file or folder {value}; looked in {self.folder}")
@@ -136,14 +136,14 @@ class _Paths:
     def run_folder(self, value: str) -> str:
         """The absolute path of another run: relative to the current folder, to the recipe, or its name in runs/."""
         with self._faults_of("reuse"):
-            if (journal := _find(f"{value}/journal.sqlite", Path(), self.folder, Path("runs"))) is not None:
+            if (journal := find(f"{value}/journal.sqlite", Path(), self.folder, Path("runs"))) is not None:
                 return str(journal.parent)
             places = ", ".join(map(str, (Path(value), self.folder / value, Path("runs") / value)))
             self.faults.append(f"reuse: {value} is no run with a journal; looked in {places}")
         return value
 
 
-def _find(value: str, *folders: Path, may_be_folder: bool = True) -> Path | None:
+def find(value: str, *folders: Path, may_be_folder: bool = True) -> Path | None:
     """The resolved path of a file or folder in the first of the folders that has it.
 
     Raises `RecipeError` for one in `NOT_DATA`, and for a folder with links to there, and what looking it up raises.

@@ -91,6 +91,8 @@ def _paths(recipe: Recipe) -> Iterator[str]:
     """Every local path of a loaded recipe."""
     yield from recipe.files
     yield from recipe.reuse
+    if recipe.student is not None and recipe.student.continues is not None:
+        yield recipe.student.continues
     tokenizers = (source.tokenizer for source in recipe.sources)
     models = (one.model for one in (*recipe.models.values(), recipe.student) if one is not None and _is_local(one))
     yield from (each for each in (*tokenizers, *models) if each is not None and Path(each).is_absolute())

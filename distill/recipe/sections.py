@@ -333,7 +333,10 @@ class Student(BaseOptions):
     """The model to train."""
 
     model: str
-    """`smollm2` (embedded), a local folder, or a Hub id."""
+    """`smollm2` (embedded), a local folder, or a Hub id; or another run, `runs/NAME`, whose student is continued: the
+    same base and the same adapter (with `full`, its weights), and its template, pruning and method."""
+    continues: str | None = None
+    """In a resolved recipe whose `model` named a run: that run; `model` is then the base of its student."""
     prune: Prune | None = None
     """Remove layers before training."""
     template: Literal["chatml", "alpaca", "vicuna", "own"] = "chatml"

@@ -24,6 +24,7 @@ from distill.core.student_folder import (
     is_student,
     remove,
 )
+from distill.core.weights import student_fingerprint
 from distill.errors import RecipeError
 from distill.recipe import Objective, Recipe
 from distill.recipe.yaml_reader import read_yaml
@@ -37,6 +38,8 @@ LOGS = (
 """Files besides checkpoints that a training writes before it is finished."""
 WITHOUT_EFFECT = frozenset({"save_steps", "show_masks", "report_to"})
 """Keys of `train` that do not affect the student."""
+CONTINUES = "student.continues sha256"
+"""Option of the stage train: the fingerprint of the student that is continued."""
 _LEFT_OUT = "(left out)"
 
 
@@ -61,6 +64,15 @@ def _tree_hash(path: Path, _files: tuple[Any, ...]) -> str:
 def sha256_of_next(run: Path) -> str:
     """The value of `sha256` for the student in `student.next/`, once it is in place."""
     return _sha256(run / NEXT)
+
+
+def previous_sha256(run: Path, continued: Path) -> str | None:
+    """The fingerprint of the student that a run continues; where that run is gone, as the run's own student has it."""
+    if is_student(student := current(continued)):
+        return student_fingerprint(student)
+    base = read_json(current(run) / "base.json")
+    previous = base.get("previous") if isinstance(base, dict) else None
+    return previous["fingerprint"] if isinstance(previous, dict) and previous.get("run") == str(continued) else None
 
 
 def finish(run: Path, account: Mapping[str, Any]) -> None:
@@ -161,6 +173,7 @@ def deciding_options(loaded: Recipe) -> dict[str, Any]:
     values = flat(loaded.student, "student") if loaded.student is not None else {}
     if loaded.train is not None:
         values |= flat(loaded.train.options, "train") | _objective(loaded.train.objective)
+    values.pop("student.continues", None)  # by its contents, not by its path
     deciding = {key: value for key, value in values.items() if key.removeprefix("train.") not in WITHOUT_EFFECT}
     return {"seed": loaded.seed, **deciding}
 
@@ -180,7 +193,11 @@ def changes(run: Path, record: Mapping[str, Any], account: Mapping[str, Any]) ->
         if was.get(name) != now.get(name)
         and not (name in was.keys() ^ now.keys() and _is_default(record, account, name))
     ]
-    return [*differences, *(["other rows in kept.jsonl"] if has_other_rows(run, account) else [])]
+    differences += ["other rows in kept.jsonl"] if has_other_rows(run, account) else []
+    continued = recipe(run).get("student", {}).get("continues")
+    if isinstance(continued, str) and (was_sha := account["stages"]["train"].get("options", {}).get(CONTINUES)):
+        differences += [f"another student in {continued}"] if previous_sha256(run, Path(continued)) != was_sha else []
+    return differences
 
 
 def _is_default(record: Mapping[str, Any], account: Mapping[str, Any], name: str) -> bool:

@@ -23,7 +23,7 @@ from distill.models.quantization import require_plain
 from distill.train import packing, row_check, self_check
 from distill.train.dataset import Examples
 from distill.train.kernels import losses, router
-from distill.train.lora import adapter_of, train_in_float32
+from distill.train.lora import adapter_in, adapter_of, load_weights, train_in_float32
 from distill.train.memory import fit
 from distill.train.objectives.sft import plain
 from distill.train.packing import PackingPlan
@@ -59,13 +59,14 @@ def build(
     model: Any = None,
     room: float | None = None,
     objective: Sft | None = None,
+    start: Path | None = None,
 ) -> GuardedTrainer:
     """A trainer ready to train: the base in 4 bits or whole, trainable weights in float32, the step plan.
 
     `layers` are those of the base that the student keeps; `output` is the folder for checkpoints; `model` is the base
     if it is loaded; `room` is the GPU memory to use in bytes, by default what is free; `objective` has prepared itself
-    for the examples, and is by default cross entropy. Raises `RecipeError` and `ModelError` for options that this
-    machine or this base does not support.
+    for the examples, and is by default cross entropy; `start` is the folder of the student that is continued. Raises
+    `RecipeError` and `ModelError` for options that this machine or this base does not support.
     """
     objective = objective or plain(examples)
     lengths = objective.lengths()
@@ -74,7 +75,8 @@ def build(
     _require_optimizer(options.optimizer, device)
     _require_whole_weights(options.method)
     layout = fit(base, layers, options, longest=max(lengths), width=dtype.itemsize, room=room or free_bytes(device))
-    model = model if model is not None else _base(base, layers, options, dtype, device)
+    if model is None:
+        model = _base(base, layers, options, dtype, device, start)
     row_check.require_embeddings(model, examples.ids, examples.examples, tokenizer)
     row_check.require_positions(model, examples.ids, examples.examples)
     balance = router.weight_of(model.config)
@@ -88,12 +90,14 @@ def build(
         args=_arguments(device, dtype == torch.bfloat16, options=options, seed=seed, output=output),
         train_dataset=_sample(examples),
         processing_class=copy.deepcopy(tokenizer),  # TRL may set its pad token
-        peft_config=None if options.method == "full" else adapter_of(options.lora, model),
+        peft_config=None if options.method == "full" else _adapter(options, model, start),
         callbacks=list(callbacks),
     )
     _require_suited(trainer, objective)
     recompute(model, layout.checkpointing, layers=layout.layers)
     _configure(trainer, model, options, balance)
+    if start is not None and options.method != "full":
+        load_weights(trainer.model, start)
     trainer.checked = self_check.check(trainer, examples.ids, tokenizer, method=options.method)
     return trainer
 
@@ -124,11 +128,27 @@ def _configure(trainer: GuardedTrainer, model: Any, options: TrainOptions, balan
         trainer.router = router.RouterLoss(model, balance)
 
 
-def _base(base: Path, layers: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:
-    """The base: in float32 where its own weights change, in training or by the adapter's initialisation."""
+def _adapter(options: TrainOptions, model: Any, start: Path | None) -> Any:
+    return adapter_of(options.lora, model) if start is None else adapter_in(start, options.lora)
+
+
+def _base(
+    base: Path,
+    layers: list[int] | None,
+    options: TrainOptions,
+    dtype: torch.dtype,
+    device: torch.device,
+    start: Path | None,
+) -> Any:
+    """The base: in float32 where its own weights change, in training or by the adapter's initialisation.
+
+    In full fine-tuning, the weights of the student that is continued take its place.
+    """
     from distill.train.options import RESIDUAL
 
     whole = options.method == "full" or options.lora.init in RESIDUAL
+    if start is not None and options.method == "full":
+        base, layers = start, None
     require_plain(base)
     quantise = options.method == "qlora"
     model = loading.load_causal(

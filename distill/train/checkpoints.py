@@ -227,6 +227,8 @@ def identity_of(
     settings = flatten(deciding, "train")
     deciding_info = ("model", "fingerprint", "layers", "template")
     student = {f"student.{key}": info[key] for key in deciding_info if key in info}
+    if "previous" in info:
+        student["student.continues"] = info["previous"]["fingerprint"]
     place = device.training_device(options.device)
     machine = {"device": place.type, **{package: version(package) for package in PACKAGES}}
     if place.type == "mps":

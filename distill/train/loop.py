@@ -16,7 +16,7 @@ from distill.core import processes
 from distill.core.console import Progress, Silent, silent
 from distill.core.files import write_json
 from distill.core.jsonl import whole_rows
-from distill.core.weights import fingerprint
+from distill.core.weights import fingerprint, read_base, require_base, student_fingerprint
 from distill.errors import DistillError, RecipeError
 from distill.models import loading
 from distill.models.device import free_memory
@@ -140,15 +140,19 @@ def try_model(sessions: Sequence[Session], settings: TrainSettings, *, say: Call
 
     Layers to prune are left out evenly, whatever `prune_by`, for that needs no data. Raises as `train`.
     """
+    settings.require_start()
     options = settings.options
     base = loading.materialise(settings.model, say=say)
     tokenizer = loading.load_tokenizer(base)
     examples = checked_examples(sessions, settings.template, tokenizer, options, silent)
     layers = list(kept_layers(layers_in(base), settings.layers)) if settings.layers is not None else None
+    if settings.start is not None:
+        layers = read_base(settings.start)["layers"]
     with TemporaryDirectory() as folder, quiet(), explained_errors(Path(folder)):
         trainer = build(
-            base, layers, tokenizer, examples, options=options, seed=settings.seed, output=Path(folder), say=silent
-        )
+            base, layers, tokenizer, examples, options=options, seed=settings.seed, output=Path(folder), say=silent,
+            start=settings.start,
+        )  # fmt: skip
         line = trainer.checked.line("self-check on rows made of seeds")
         del trainer
     free_memory()
@@ -163,6 +167,7 @@ def _job(
     show: Callable[[MarkedExample], None],
     reply: Callable[[str], Mapping[str, Any] | None],
 ) -> TrainingJob:
+    settings.require_start()
     options, template = settings.options, settings.template
     base = loading.materialise(settings.model, say=say)
     tokenizer = loading.load_tokenizer(base)
@@ -184,6 +189,10 @@ def _job(
         "quantised": options.method == "qlora",
         "method": options.method,
     }
+    if settings.start is not None:
+        require_base(settings.start)
+        info["previous"] = {"run": str(settings.start.parent), "fingerprint": student_fingerprint(settings.start)}
+        say(f"continues the student of {settings.start.parent}")
     objective = settings.objective or Sft(NoOptions())
     data = TrainingData(
         run=folder.parent,
@@ -204,6 +213,8 @@ def _job(
 def _kept_layers(
     base: Path, settings: TrainSettings, examples: Examples, say: Callable[[str], None]
 ) -> list[int] | None:
+    if settings.start is not None:
+        return read_base(settings.start)["layers"]  # type: ignore[no-any-return]
     if settings.layers is None:
         return None
     total = layers_in(base)
@@ -238,6 +249,7 @@ def _run(
         say=say,
         callbacks=callbacks,
         objective=job.objective,
+        start=job.settings.start,
     )
     checks = trainer.checked.as_json()
     say(checks["line"])

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
 from distill.core.files import read_json, write_json
 from distill.errors import ModelError, RecipeError
+from distill.models import pretrained
 from distill.models.pruning import backbone_of, decoder_of
 from distill.models.third_party import first_line
 
@@ -43,6 +44,26 @@ def adapter_of(options: LoraOptions, model: Any) -> LoraConfig:
     else:
         _require_targets(options.target_modules, names)
     return config
+
+
+def adapter_in(student: Path, options: LoraOptions) -> LoraConfig:
+    """PEFT's configuration of a student's adapter, to continue it: only the dropout is that of the options."""
+    config: LoraConfig = pretrained.adapter_config(student)
+    config.inference_mode, config.init_lora_weights, config.lora_dropout = False, True, options.dropout
+    return config
+
+
+def load_weights(model: Any, student: Path) -> None:
+    """Give a model's adapter the weights of a student's, once nothing casts them any more: in 4 bits, TRL rounds the
+    weights of an adapter to bfloat16 when it takes the model over.
+
+    Raises `ModelError` where they are not those of this adapter.
+    """
+    weights = load_file(student / "adapter_model.safetensors")
+    here = get_peft_model_state_dict(model)
+    if {name: one.shape for name, one in weights.items()} != {name: one.shape for name, one in here.items()}:
+        raise ModelError(f"the adapter in {student} does not fit its base; train that student again")
+    set_peft_model_state_dict(model, weights)
 
 
 def _linear_layers(model: Any) -> list[str]:

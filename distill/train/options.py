@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from distill.errors import RecipeError
 from distill.recipe import BaseOptions
+from distill.recipe.continued import contradictions, student_settings
 from distill.run.students import WITHOUT_EFFECT
 from distill.train.objectives.sft import Sft
 
@@ -192,3 +195,16 @@ class TrainSettings:
     """Models of the teachers on this machine, by name; for objectives that ask them."""
     objective: Sft | None = None
     """What the student learns from; None for cross entropy."""
+    start: Path | None = None
+    """Folder of the student that training continues: its adapter, or with `full` its weights."""
+
+    def require_start(self) -> None:
+        """Raise `RecipeError` where that student is missing, or has become another than these settings continue."""
+        if self.start is None:
+            return
+        prune = {"layers": self.layers, "by": self.prune_by} if self.layers is not None else {}
+        student = {"model": self.model, "template": self.template, "prune": prune}
+        document = {"student": student, "train": self.options.model_dump()}
+        run = self.start.parent
+        if faults := contradictions(document, run, student_settings(run)):
+            raise RecipeError(faults[0])

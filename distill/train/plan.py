@@ -70,6 +70,7 @@ def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[
 
     Raises what training would raise for these rows, options and base.
     """
+    settings.require_start()
     options, layers = settings.options, settings.layers
     base = loading.materialise(settings.model, say=say)
     tokenizer = loading.load_tokenizer(base)

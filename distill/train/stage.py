@@ -15,7 +15,7 @@ from distill.core import console, processes, registry, weights
 from distill.core.extras import install
 from distill.core.jsonl import read_sessions
 from distill.core.processes import grow_in_place
-from distill.core.student_folder import NEXT, STUDENT
+from distill.core.student_folder import NEXT, STUDENT, current
 from distill.engine.journal.store import Journal
 from distill.errors import DistillError, MissingPackage, RecipeError
 from distill.run import model_card, students
@@ -35,6 +35,8 @@ def options(context: Context) -> dict[str, Any]:
     student = context.recipe.student
     assert student is not None
     decisive = {**students.deciding_options(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
+    if student.continues is not None:
+        decisive[students.CONTINUES] = students.previous_sha256(context.folder, Path(student.continues))
     settings = settings_of(context.recipe)
     if context.recipe.train is not None and context.recipe.train.objective.kind != "sft":
         decisive |= {f"teacher {name} sha256": weights.fingerprint(one) for name, one in settings.teachers.items()}
@@ -159,4 +161,5 @@ def settings_of(loaded: recipe.Recipe) -> TrainSettings:
         options=section.options,
         seed=loaded.seed,
         teachers={one.display_name: one.model for one in loaded.teachers if one.serve is not None},
+        start=current(Path(student.continues)) if student.continues is not None else None,
     )
