@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import re
 import secrets
@@ -217,8 +218,9 @@ def confirmed(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+@cache
 def hint(line: str) -> None:
-    """One line for a person at a terminal, on standard error: in no log and no pipe."""
+    """One line for a person at a terminal, on standard error, once: in no log and no pipe."""
     if sys.stderr.isatty() and processes.is_first() and not _silences:
         _print(line, sys.stderr)
 
@@ -315,6 +317,15 @@ def duration(seconds: float) -> str:
         return f"{seconds:.{int(seconds < 9.95)}f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def money(usd: float, high: float | None = None) -> str:
+    """A sum or a range in USD: two decimals of whole cents and of sums from 1, else four, and at least two digits."""
+    most = usd if high is None else high
+    whole = abs(most) >= 1 or abs(most - round(most, 2)) < 1e-12
+    decimals = 2 if whole else max(4, 1 - math.floor(math.log10(abs(most))))
+    low_text, high_text = f"{usd:,.{decimals}f}", f"{most:,.{decimals}f}"
+    return f"USD {low_text}" if low_text == high_text else f"USD {low_text} to {high_text}"
 
 
 class _Lines:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from distill.core.console import money
 from distill.engine.journal.records import Bill, SendCost
 from distill.engine.providers import ProviderError, Reply
 from distill.engine.providers.bounded_numbers import MOST_TOKENS
@@ -57,7 +58,7 @@ class Budget:
         missing = sorted(name for name in names if name not in self._prices)
         if self.cap_usd is not None and missing:
             raise RecipeError(
-                f"a budget of {self.cap_usd:g} USD needs a price, and {', '.join(missing)} has none;"
+                f"a budget of {money(self.cap_usd)} needs a price, and {', '.join(missing)} has none;"
                 " add price: {input: …, output: …} in USD per million tokens"
             )
 
@@ -108,10 +109,11 @@ class Budget:
 
     def verdict(self, most: Bill) -> str:
         """One line on why a request does not fit."""
+        spent_usd = self.earlier_usd + self.spent_usd
         return (
-            f"the budget of {self.cap_usd:g} USD is used up: {self.earlier_usd + self.spent_usd:.4f} USD are spent and"
-            f" the next request may cost up to {most.usd or 0:.4f}; all answers are kept; raise the budget or lower"
-            " max_tokens, and run again to go on"
+            f"the budget of {money(self.cap_usd or 0.0)} is used up: {money(spent_usd)} are spent and the next request"
+            f" may cost up to {money(most.usd or 0.0)}; all answers are kept; raise the budget or lower max_tokens, and"
+            " run again to go on"
         )
 
     def _release(self, most: Bill) -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distill.core.console import Progress, Say, duration, silent
+from distill.core.console import Progress, Say, duration, money, silent
 from distill.engine import Tally
 
 if TYPE_CHECKING:
@@ -154,11 +154,10 @@ class ProgressReport:
         """USD spent now; after the pilot also the forecast for all flows, with its range."""
         forecast = None if self._tasks.count else self._usd.total(self.total)
         if forecast is None or self.done >= self.total:
-            return f"{usd:.4f} USD"
+            return money(usd)
         wasted = self._tally.wasted_usd * self.total / self.done  # sends without an answer will go on
-        digits = 2 if forecast[0] + wasted >= 1 else 4
-        expected, low, high = (f"{value + wasted:.{digits}f}" for value in forecast)
-        return f"{usd:.4f} USD, all {expected} ({low}-{high})"
+        expected, low, high = (value + wasted for value in forecast)
+        return f"{money(usd)}, all {money(expected)} ({money(low, high)})"
 
 
 class RunningMean:
@@ -217,9 +216,3 @@ def amount(low: int, high: int | None) -> str:
     if high is None:
         return f"{low:,} or more"
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def money(low: float, high: float) -> str:
-    """A range of USD with two digits, four of small sums."""
-    low_text, high_text = (f"{usd:.2f}" if high >= 1 or not high else f"{usd:.4f}" for usd in (low, high))
-    return f"USD {low_text}" if low_text == high_text else f"USD {low_text} to {high_text}"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from distill.collect.sessions import lead
 from distill.compare.answers import answer_to
 from distill.core import student_folder
-from distill.core.console import Silent
+from distill.core.console import Silent, money
 from distill.core.weights import read_base
 from distill.engine.budget import Budget, TokenPrice
 from distill.engine.engine import Engine
@@ -77,6 +77,7 @@ def opened(run: Path, *, spent_usd: float = 0.0) -> Iterator[Conversation]:
     require_training_packages("distill chat")
     from distill.models.in_process import trained_student, untrained_base
 
+    read_record(run)
     recipe = load_recipe(run)
     say_which(run, recipe)
     teachers = teachers_of(recipe, run)
@@ -106,11 +107,11 @@ def outlook(run: Path, *, spent_usd: float = 0.0) -> list[str]:
     student = student_folder.current(run)
     megabytes = sum(file.stat().st_size for file in student.glob("*.safetensors")) / 1e6
     budget = _budget(recipe, run, spent_usd)
-    left = None if budget.cap_usd is None else max(0.0, budget.cap_usd - budget.earlier_usd)
+    left = max(0.0, (budget.cap_usd or 0.0) - budget.earlier_usd)
     return [
         f"Loads {read_base(student)['model']}, and the student's own {megabytes:,.0f} MB, into this machine's memory.",
         *([_asks(recipe.main_teacher)] if recipe.main_teacher is not None else []),
-        *([f"USD {left:.4g} of the budget of USD {budget.cap_usd:g} are left."] if left is not None else []),
+        *([f"{money(left)} of the budget of {money(budget.cap_usd)} are left."] if budget.cap_usd is not None else []),
     ]
 
 
@@ -120,7 +121,7 @@ def _asks(teacher: Teacher) -> str:
     host, most, price = urlsplit(teacher.base_url or "").hostname, teacher.sampling.max_tokens, teacher.price
     cost = f"of at most {most:,} tokens" if most else "of any length"
     if price is not None and most:
-        cost += f" (USD {price.output * most / 1e6:.4g})"
+        cost += f" ({money(price.output * most / 1e6)})"
     return f"Each question goes to {teacher.model} at {host}, for an answer {cost}; the question is charged as well."
 
 

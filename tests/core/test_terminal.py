@@ -132,10 +132,23 @@ def test_a_traceback_and_what_libraries_log_are_made_visible() -> None:
     assert STEERING.findall(out.getvalue()) == []
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0, None, "USD 0.00"), (1e-05, None, "USD 0.000010"), (0.00025, None, "USD 0.00025"), (0.5, None, "USD 0.50"),
+        (0.1234, None, "USD 0.1234"), (1.00025, None, "USD 1.00"), (1234.5, None, "USD 1,234.50"),
+        (0.0003, 0.0101, "USD 0.0003 to 0.0101"), (0.5, 2, "USD 0.50 to 2.00"), (3, 3, "USD 3.00"),
+    ],
+)  # fmt: skip
+def test_sums_of_money_have_cents_or_four_decimals_and_two_digits(low: float, high: float | None, text: str) -> None:
+    assert console.money(low, high) == text
+
+
 BAR = f"""
 from distill.core import console
 with console.progress({LINK + HOSTILE!r}, 2) as bar:
     bar.update(1, note={LINK + HOSTILE!r})
+console.hint("a hint")
 console.hint("a hint")
 console.result(console.painted({HOSTILE!r}, "added"))
 console.result("⟪0123456789abcdef added⟫plain")
@@ -153,7 +166,7 @@ def test_on_a_terminal_a_progress_bar_shows_names_as_they_are_and_colours_are_ou
     os.close(master)
     text = shown.decode()
     assert LINK in text
-    assert "a hint" in text
+    assert text.count("a hint") == 1
     assert "\x1b]" not in text
     assert "\u202e" not in text
     assert "\x1b[32m⟦U+001B⟧]0;title" in text

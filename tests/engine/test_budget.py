@@ -45,7 +45,7 @@ FIVE_WORDS = Scripted(lambda request: "one two three four five", latency_seconds
 @pytest.mark.parametrize("concurrency", [1, 16])
 def test_the_cap_is_never_exceeded_and_used_as_far_as_it_is_safe(journal: Journal, concurrency: int) -> None:
     driven = engine(journal, FIVE_WORDS, concurrency=concurrency, budget=budget(0.1))
-    with pytest.raises(BudgetStop, match=r"the budget of 0\.1 USD is used up") as caught:
+    with pytest.raises(BudgetStop, match=r"the budget of USD 0\.10 is used up") as caught:
         driven.run(priced(100))
     assert isinstance(caught.value, EngineStopped)
     assert caught.value.exit_code == 3

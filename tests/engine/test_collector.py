@@ -328,7 +328,7 @@ def test_the_progress_line_tells_rate_cost_forecast_and_limit(journal: Journal) 
     with MockServer(latency_seconds=0.05, fault=some(0.1, status(400), seed=3)) as server:
         engine(journal, remote(server), progress=Notes(), budget=Budget(PRICE), concurrency=4).run(flows(60))
     last = [note for note in notes if "in flight" in note][-1]
-    for part in ("failed", "in flight", "req/s", "tok/s", " USD, all 0.", "limit 4"):
+    for part in ("failed", "in flight", "req/s", "tok/s", ", all USD 0.", "limit 4"):
         assert part in last, last
 
 

@@ -124,7 +124,7 @@ def test_a_budget_stops_with_what_is_finished_and_more_money_goes_on(tmp_path: P
         write(tmp_path, teacher(server.url, price=PRICE), budget_usd=0.05)
         stopped = distill(tmp_path, "run", "one.yaml")
         assert stopped.returncode == 3
-        assert "the budget of 0.05 USD is used up" in stopped.stderr
+        assert "the budget of USD 0.05 is used up" in stopped.stderr
         kept = len(sessions(tmp_path))
         assert 5 <= kept == server.count
         assert record(tmp_path)["stages"]["collect"]["status"] == "partial"
@@ -139,7 +139,7 @@ def test_a_budget_stops_with_what_is_finished_and_more_money_goes_on(tmp_path: P
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"price": None}, "a budget of 1 USD needs a price, and teacher has none"),
+        ({"price": None}, "a budget of USD 1.00 needs a price, and teacher has none"),
         ({"price": PRICE, "sampling": {"max_tokens": None}}, "a budget needs sampling.max_tokens for the teacher"),
     ],
 )

@@ -60,8 +60,8 @@ def test_models_are_asked_only_after_a_click_and_within_the_budget(tmp_path: Pat
         page.enter()
         before = page.get("/api/chat", run="a")
         assert before == {"is_open": False, "outlook": outlook(run)}
-        assert "at most 200 tokens (USD 0.0002)" in before["outlook"][1]
-        assert before["outlook"][2] == "USD 0.00025 of the budget of USD 1.00025 are left."
+        assert "at most 200 tokens (USD 0.00020)" in before["outlook"][1]
+        assert before["outlook"][2] == "USD 0.00025 of the budget of USD 1.00 are left."
         assert page.ask("/api/chat/ask", body={"run": "a", "line": "Hi", "sides": ["teacher"]})[0] == 409
         assert server.count == 0
 
@@ -71,13 +71,13 @@ def test_models_are_asked_only_after_a_click_and_within_the_budget(tmp_path: Pat
         [first] = said(page, "Hi")
         assert first["text"].startswith("word word")
         [second] = said(page, "Again")
-        assert "the budget of 1.00025 USD is used up" in second["text"]
+        assert "the budget of USD 1.00 is used up" in second["text"]
         assert server.count == 1
         assert [one["content"] for one in server.bodies[0]["messages"]] == ["Be brief.", "Hi"]
         assert page.get("/api/chat", run="a")["turns"]["teacher"] == ["Hi", first["text"]]
         assert page.ask("/api/chat/close", body={})[0] == 200
         after = page.get("/api/chat", run="a")
-        assert (after["is_open"], after["outlook"][2]) == (False, "USD 0.00015 of the budget of USD 1.00025 are left.")
+        assert (after["is_open"], after["outlook"][2]) == (False, "USD 0.00015 of the budget of USD 1.00 are left.")
 
 
 def test_a_run_without_a_student_says_so_in_place_of_a_button(tmp_path: Path):

@@ -119,7 +119,7 @@ def test_the_page_is_sent_a_run_again_only_when_it_has_changed(run: Path, page: 
 
 
 @pytest.mark.parametrize(
-    ("done", "total", "note"), [(40, 400, "8 in flight, 0.0011 USD, last fault: 503"), (3, None, ""), (1e6, 2e6, "")]
+    ("done", "total", "note"), [(40, 400, "8 in flight, USD 0.0011, last fault: 503"), (3, None, ""), (1e6, 2e6, "")]
 )
 def test_progress_is_what_the_console_has_logged(tmp_path: Path, done: float, total: float | None, note: str):
     write_run(tmp_path, train=False, compare=False)

@@ -17,7 +17,13 @@ export const svg = (name, attributes = {}, ...children) =>
   build(document.createElementNS(SVG, name), attributes, children);
 
 export const number = (value) => (typeof value === "number" ? value.toLocaleString("en") : "–");
-export const usd = (value) => `USD ${value.toFixed(value && Math.abs(value) < 1 ? 4 : 2)}`;
+/** Two decimals of whole cents and of sums from 1, else four, and at least two digits, as on the terminal. */
+export function usd(value) {
+  const whole = Math.abs(value) >= 1 || Math.abs(value - Math.round(value * 100) / 100) < 1e-12;
+  const decimals = whole ? 2 : Math.max(4, 1 - Math.floor(Math.log10(Math.abs(value))));
+  return `USD ${value.toFixed(Math.min(decimals, 20))}`;
+}
+
 export const bytes = (value) =>
   value < 1e3 ? `${value} B` : value < 1e6 ? `${Math.round(value / 1e3)} kB` : `${(value / 1e6).toFixed(1)} MB`;
 
