@@ -8,7 +8,6 @@ prompts, and seeds of the run itself, none with a ROUGE-L over 0.7 to a held-out
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import Any, Literal, TypeAlias
 import yaml
 
 from distill.compare.training_overlap import asked_of
+from distill.core.console import money
 from distill.core.files import to_json, write_atomically
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
-from distill.engine.progress import money
-from distill.errors import RunFolderError
+from distill.errors import RunFolderError, one_line, visible
 from distill.expand.seeds import load_seeds
 from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
 from distill.recipe import Recipe
-from distill.run.record import run_record
+from distill.run.record import read_record, run_record
 from distill.run.scores import Measured, read_scores
 from distill.text.prompt_frames import PromptFrames, PromptIndex
 from distill.text.tfidf import Weights, cosine
@@ -42,19 +41,27 @@ FEWEST_SEEDS = 8
 """The examples in one prompt of Self-Instruct."""
 UNTAUGHT = 1.5
 """Weight of a prompt without training rows nearby."""
-WORDS = 4
-"""Words in a cluster's name."""
+CHARACTERS = 60
+"""Most characters of a cluster's worst prompt that are shown."""
+TEACHER = """# It lacks a teacher, which writes the new tasks and their answers. Fill in:
+# teacher:
+#   model: NAME
+#   base_url: https://HOST/v1     # or, for a model on this machine, serve: transformers
+#   api_key_env: VARIABLE
+#   terms: "what allows training on its answers"
+"""
+"""What the head of a recipe without a teacher says."""
 
 
 Ground: TypeAlias = Literal["lost", "far", "more"]
 _LINES: Mapping[Ground, str] = {
-    "lost": "{name}: {count} lost",
-    "far": "{name}: {count} of those on which the student is farthest from its teacher",
+    "lost": 'like "{name}": {count} lost',
+    "far": 'like "{name}": {count} of those on which the student is farthest from the reference answers',
     "more": "nothing says where the student is behind: {tasks} more tasks of the same",
 }
 _HEADS: Mapping[Ground, str] = {
     "lost": "seeds near the prompts that its student lost, its rows beside the\n# new ones",
-    "far": "seeds near the prompts on which its student is farthest from\n# its teacher, its rows beside the new ones",
+    "far": "seeds near the prompts on which its student is farthest\n# from the reference answers, beside its rows",
     "more": "more of the same tasks",
 }
 
@@ -65,8 +72,9 @@ class Cluster:
 
     leader: Mapping[str, float]
     """The vector of its worst prompt."""
-    rows: list[Mapping[str, Any]] = field(default_factory=list)
     name: str = ""
+    """The beginning of that prompt, or of what stands in its frame."""
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def need(self) -> float:
@@ -77,22 +85,22 @@ class Cluster:
 def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, each: int = 6) -> list[str]:
     """Write NAME-next.yaml, and NAME-next-seeds.jsonl where it has seeds of its own, into the folder `out`.
 
-    Returns lines about them; without a teacher in the recipe, only these. `each` is the most seeds per cluster. Raises
-    `RunFolderError` where the run was not compared, has no row that may be a seed, or a file exists already.
+    Returns lines about them. The recipe of a run without a teacher says in its head how to add one. `each` is the most
+    seeds per cluster. Raises `RunFolderError` where the run was not compared, has no row that may be a seed, or a file
+    exists already.
     """
+    read_record(run)
     recipe = load_recipe(run)
     say_which(run, recipe)
     rows, what = _prompts_to_train(run)
-    selection = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
+    sessions = {session.id: session for session in read_sessions(run / "kept.jsonl")}
+    held_out = [_question(row) for row in read_jsonl(run / "answers.jsonl")]
+    frames = PromptFrames([*map(asked_of, sessions.values()), *held_out])
+    selection = sorted(_clusters(rows, frames), key=lambda one: -one.need)[:clusters]
     count = tasks or (recipe.expand.tasks if recipe.expand is not None else 100)
     lines = [_line(cluster, what) for cluster in selection] or [_LINES[what].format(tasks=count)]
-    if recipe.main_teacher is None:
-        return [
-            *lines,
-            f"{run}: its recipe has no `teacher` to collect from; add one, or more such rows to its `sources`",
-        ]
     goes_on = not selection and recipe.expand is not None
-    seeds = [] if goes_on else _all_seeds(run, recipe, selection, each)
+    seeds = [] if goes_on else _all_seeds(run, recipe, _Rows(sessions, held_out, frames), selection, each)
     name = f"{recipe.name[:59]}-next"
     recipe_file, seeds_file = out / f"{name}.yaml", out / f"{name}-seeds.jsonl"
     for path in (recipe_file, seeds_file):
@@ -103,6 +111,13 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     if seeds:
         write_rows(seeds_file, seeds)
         lines.append(f"{seeds_file}: {len(seeds)} seeds")
+    if recipe.main_teacher is None:
+        write_atomically(recipe_file, [_head(run, what), TEACHER, document])
+        return [
+            *lines,
+            f"{recipe_file} lacks a `teacher` to write them: fill in the one that its head shows",
+            f"next: distill run {recipe_file}, or add rows like those seeds to the data of {run} and run it again",
+        ]
     write_atomically(recipe_file, [_head(run, what), document])
     return [*lines, _price(run, count), f"next: distill run {recipe_file}"]
 
@@ -135,14 +150,21 @@ def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], Ground]:
 def _behind(
     rows: Iterable[Mapping[str, Any]], name: str, measure: Measured, others: Sequence[str]
 ) -> list[Mapping[str, Any]]:
-    """The rows on which the student does worse than the first of the others that has the measure, worst first."""
+    """The rows on which the student does worse than the first of the others that has the measure, worst first.
+
+    Where none of them has it on any row, the rows on which the student does worse than on its best.
+    """
     sign = -1.0 if measure.better == "lower" else 1.0
-    behind = []
-    for place, row in enumerate(rows):
-        scores = {model: one.get(name) for model, one in row.get("scores", {}).items()}
-        other = next((scores[model] for model in others if scores.get(model) is not None), None)
-        if other is not None and scores.get("student") is not None:
-            behind.append((sign * (scores["student"] - other), place, row))
+    scored = [(row, {model: one.get(name) for model, one in row.get("scores", {}).items()}) for row in rows]
+    scored = [(row, scores) for row, scores in scored if scores.get("student") is not None]
+    aims = [next((scores[one] for one in others if scores.get(one) is not None), None) for _, scores in scored]
+    if scored and not any(aim is not None for aim in aims):
+        aims = [sign * max(sign * scores["student"] for _, scores in scored)] * len(scored)
+    behind = [
+        (sign * (scores["student"] - aim), place, row)
+        for place, ((row, scores), aim) in enumerate(zip(scored, aims, strict=True))
+        if aim is not None
+    ]
     return [row for margin, _, row in sorted(behind, key=lambda one: one[:2]) if margin < 0]
 
 
@@ -150,15 +172,24 @@ def _is_untaught(row: Mapping[str, Any]) -> bool:
     return bool(row["coverage"]["verdict"] == "not taught")
 
 
-def _all_seeds(run: Path, recipe: Recipe, selection: Sequence[Cluster], each: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What a run was trained and compared on."""
+
+    sessions: Mapping[str, Session]
+    """The training rows, by id."""
+    held_out: Sequence[str]
+    """The questions of the held-out prompts."""
+    frames: PromptFrames
+
+
+def _all_seeds(run: Path, recipe: Recipe, rows: _Rows, selection: Sequence[Cluster], each: int) -> list[dict[str, Any]]:
     """Seeds for the clusters, then the run's own, then any training rows, until there are enough for a prompt."""
-    sessions = {session.id: session for session in read_sessions(run / "kept.jsonl")}
-    held_out = [_question(row) for row in read_jsonl(run / "answers.jsonl")]
-    seeds = list(_seeds(selection, sessions, held_out, each))
+    seeds = list(_seeds(selection, rows, each))
     seeds += _own_seeds(recipe, FEWEST_SEEDS - len(seeds))
     if not seeds:
-        rest = Cluster({}, [{"coverage": {"nearest": [{"id": id, "similarity": 0.0} for id in sessions]}}], "any")
-        seeds = list(_seeds([rest], sessions, held_out, FEWEST_SEEDS))
+        every = [{"coverage": {"nearest": [{"id": id, "similarity": 0.0} for id in rows.sessions]}}]
+        seeds = list(_seeds([Cluster({}, "any", every)], rows, FEWEST_SEEDS))
     if not seeds:
         raise RunFolderError(
             f"{run}: every training row is near a held-out prompt; write seeds like seeds/general.jsonl"
@@ -170,50 +201,39 @@ def _question(row: Mapping[str, Any]) -> str:
     return "\n".join(message["content"] for message in row["messages"] if message["role"] == "user")
 
 
-def _clusters(rows: Sequence[Mapping[str, Any]]) -> list[Cluster]:
+def _clusters(rows: Sequence[Mapping[str, Any]], frames: PromptFrames) -> list[Cluster]:
     """Greedy clusters: each prompt joins the first one whose leader is similar, else leads a new one; worst first."""
-    weights = Weights.of(map(_question, rows))
+    questions = [frames.without(_question(row)).text for row in rows]
+    weights = Weights.of(questions)
     clusters: list[Cluster] = []
-    for row in rows:
-        vector = weights.vector(_question(row))
+    for row, question in zip(rows, questions, strict=True):
+        vector = weights.vector(question)
         cluster = next((one for one in clusters if cosine(one.leader, vector) >= ALIKE), None)
         if cluster is None:
-            clusters.append(cluster := Cluster(vector))
+            clusters.append(cluster := Cluster(vector, visible(one_line(question, CHARACTERS))))
         cluster.rows.append(row)
-    for cluster in clusters:
-        cluster.name = _cluster_name(cluster, weights)
     return clusters
 
 
-def _cluster_name(cluster: Cluster, weights: Weights) -> str:
-    total: Counter[str] = Counter()
-    for row in cluster.rows:
-        total.update(weights.vector(_question(row)))
-    return " ".join(word for word, _ in total.most_common(WORDS))
-
-
-def _seeds(
-    clusters: Iterable[Cluster], sessions: Mapping[str, Session], held_out: Sequence[str], each: int
-) -> Iterator[dict[str, Any]]:
+def _seeds(clusters: Iterable[Cluster], rows: _Rows, each: int) -> Iterator[dict[str, Any]]:
     """The training rows nearest to each cluster's prompts, each once, in the format of seeds."""
-    frames = PromptFrames([*map(asked_of, sessions.values()), *held_out])
     index = PromptIndex(NEAR)
-    for place, question in enumerate(held_out):
-        index.add(str(place), frames.without(question))
+    for place, question in enumerate(rows.held_out):
+        index.add(str(place), rows.frames.without(question))
     used_ids: set[str] = set()
     for number, cluster in enumerate(clusters, start=1):
         near = sorted(
             (one for row in cluster.rows for one in row["coverage"]["nearest"]), key=lambda one: -one["similarity"]
         )
         count = 0
-        for session in filter(None, (sessions.get(one["id"]) for one in near)):
+        for session in filter(None, (rows.sessions.get(one["id"]) for one in near)):
             seed = _seed(session, f"next-{number}-{count}")
             if count == each or seed is None or session.id in used_ids:
                 continue
-            if index.near(frames.without(asked_of(session))) is None:
+            if index.near(rows.frames.without(asked_of(session))) is None:
                 used_ids.add(session.id)
                 count += 1
-                yield {**seed, "name": cluster.name.replace(" ", "_")}
+                yield seed
 
 
 def _seed(session: Session, id: str) -> dict[str, Any] | None:
@@ -233,7 +253,7 @@ def _own_seeds(recipe: Recipe, count: int) -> list[dict[str, Any]]:
 
 
 def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path | None, tasks: int) -> str:
-    """The run's recipe with new seeds, with the run's rows as a source, and with the same held-out prompts.
+    """The run's recipe with new seeds, with the run's rows in place of its sources, and with the same held-out prompts.
 
     Without seeds, its expansion goes on for more tasks: those of the run are replayed. The held-out prompts are the
     file of `compare.prompts`, where the recipe has it, else the rows that the run held out.
@@ -258,7 +278,7 @@ def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path | None, tasks: int
         "curate": [*rules, _contamination_rule(document.get("curate", []), held_out)],
     }
     if seeds is not None:
-        document["sources"] = [*document.get("sources", []), earlier]
+        document["sources"] = [earlier]
     document.pop("test", None)
     if "compare" in document:
         document["compare"] = {**document["compare"], "prompts": held_out[-1]}
@@ -280,7 +300,7 @@ def _price(run: Path, tasks: int) -> str:
     share = tasks / max(1, record.counts("collect").get("tasks", 0) or record.counts("expand").get("tasks", tasks))
     tokens = f"{round(share * sum(cost.get('completion_tokens') or 0 for cost in costs)):,} answer tokens"
     prices = [cost["usd"] for cost in costs if cost.get("usd") is not None]
-    usd = f", {money(share * sum(prices), share * sum(prices))}" if prices else ""
+    usd = f", {money(share * sum(prices))}" if prices else ""
     return f"{tasks:,} more tasks: about {tokens}{usd}, as in this run"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from distill.core.files import write_json
 from distill.core.jsonl import write_rows
 from distill.engine.journal.store import Journal
-from distill.errors import RunFolderError
+from distill.errors import RecipeError, RunFolderError
 from distill.expand.seeds import load_seeds
 from distill.pipeline import next_round
 from distill.pipeline.forecast import lines
@@ -85,7 +86,6 @@ def test_seeds_are_the_training_rows_nearest_to_each_cluster(run, tmp_path):
     said = next_round.plan(run, tmp_path)
     made = [seed for seed in seeds(tmp_path) if seed["id"].startswith("next-")]
     assert [seed["instruction"].split()[-2] for seed in made[:5]] == ["oak", "elm", "fir", "ash", "yew"]
-    assert {seed["name"] for seed in made[:5]} != {seed["name"] for seed in made[5:]}
     assert any("2 lost, 0 of them with nothing near in training" in line for line in said)
     assert any("1 lost, 1 of them with nothing near in training" in line for line in said)
 
@@ -162,9 +162,15 @@ def fine(run: Path, *extras: dict, **lead: float) -> None:
 def test_a_student_that_loses_nothing_is_taught_more_where_it_is_farthest_from_its_teacher(run, tmp_path):
     fine(run, measured(0.5, 0.9, 0.4), measured(0.5, 0.9, 0.4), measured(0.9, 1.2, 0.3), share=0.6, high=0.7)
     said = next_round.plan(run, tmp_path)
-    assert said[0] == "add seven and eleven: 1 of those on which the student is farthest from its teacher"
+    far = "1 of those on which the student is farthest from the reference answers"
+    assert said[0] == f'like "Add seven and eleven.": {far}'
     assert [seed["instruction"] for seed in seeds(tmp_path)[:2]] == ["Add two and nine.", "Add six and nine."]
-    assert "farthest from\n# its teacher" in (tmp_path / "first-next.yaml").read_text()
+    assert "farthest\n# from the reference answers" in (tmp_path / "first-next.yaml").read_text()
+
+
+def test_without_scores_of_a_teacher_the_prompts_below_the_students_best_are_far(run, tmp_path):
+    fine(run, *({**measured(score, 2.0, 0.0), "scores": {"student": {"m": score}}} for score in (0.5, 0.5, 0.9)))
+    assert next_round.plan(run, tmp_path)[0].startswith('like "Add seven and eleven.": 1 of those on which')
 
 
 def test_where_no_verdict_can_be_read_the_leading_measure_says_what_is_lost(run, tmp_path):
@@ -180,7 +186,7 @@ def test_where_nothing_is_behind_more_of_the_same_is_planned_with_its_price(run,
     write_json(run / "run.json", {"name": "first", "stages": stages})
     assert next_round.plan(run, tmp_path, tasks=20) == [
         "nothing says where the student is behind: 20 more tasks of the same",
-        "20 more tasks: about 3,000 answer tokens, USD 0.5000, as in this run",
+        "20 more tasks: about 3,000 answer tokens, USD 0.50, as in this run",
         f"next: distill run {tmp_path / 'first-next.yaml'}",
     ]
     loaded = load_recipe(tmp_path / "first-next.yaml")
@@ -195,7 +201,7 @@ def test_a_run_that_was_not_compared_has_no_next_round(run, tmp_path):
         next_round.plan(run, tmp_path)
 
 
-def test_without_a_teacher_only_what_is_lost_is_told(run, tmp_path):
+def test_without_a_teacher_the_recipe_says_in_its_head_how_to_add_one(run, tmp_path):
     write_rows(tmp_path / "q.jsonl", [{"id": "a", "prompt": "Hi."}])
     for model in ("base", "student", "teacher"):
         write_rows(tmp_path / f"{model}.jsonl", [{"id": "a", "text": "Ho."}])
@@ -205,7 +211,11 @@ def test_without_a_teacher_only_what_is_lost_is_told(run, tmp_path):
         + "".join(f"    {model}: {tmp_path}/{model}.jsonl\n" for model in ("base", "student", "teacher")),
         encoding="utf-8",
     )
-    *lost, last = next_round.plan(run, tmp_path)
-    assert len(lost) == 2
-    assert last.endswith("no `teacher` to collect from; add one, or more such rows to its `sources`")
-    assert not (tmp_path / "first-next.yaml").exists()
+    *_, lack, _ = next_round.plan(run, tmp_path)
+    assert lack == f"{tmp_path}/first-next.yaml lacks a `teacher` to write them: fill in the one that its head shows"
+    file = tmp_path / "first-next.yaml"
+    with pytest.raises(RecipeError, match="`expand` needs a `teacher` section"):
+        load_recipe(file)
+    head = next_round.TEACHER.partition("\n")[2]
+    file.write_text(file.read_text().replace(head, re.sub("(?m)^# ", "", head)))
+    assert load_recipe(file).main_teacher.api_key_env == "VARIABLE"
