@@ -204,6 +204,17 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     return text
 
 
+def inline_yaml(value: Any) -> str:
+    """A value of a recipe as YAML in one line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {inline_yaml(each)}' for key, each in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(inline_yaml, value))}]"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else json_text(value)
+
+
 @cache
 def field_names(kind: type) -> tuple[str, ...]:
     """The names of a dataclass's fields; empty for another type."""

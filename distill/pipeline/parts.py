@@ -132,6 +132,8 @@ def recipe_file(path: Path) -> Path:
         return inside
     if not os.path.exists(path) and path.suffix == "" and len(path.parts) == 1:
         if path.name not in shipped():
-            raise RecipeError(f'no file and no shipped recipe "{path}"{registry.suggest(path.name, shipped())}')
+            files = [file.stem for file in Path().glob("*.yaml") if file.stem == path.name]
+            hint = f'; did you mean "{files[0]}.yaml"?' if files else registry.suggest(path.name, shipped())
+            raise RecipeError(f'no file and no shipped recipe "{path}"{hint}')
         return assets.find(f"recipes/{path.name}.yaml")
     return path

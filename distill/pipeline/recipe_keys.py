@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from distill.core import assets
+from distill.core.files import inline_yaml
 
 Node = Mapping[str, Any]
 SCHEMA = "recipe.schema.json"
@@ -73,7 +74,7 @@ class Key:
         if self.required:
             return "required"
         value = _without_empty(self.node.get("default"))
-        return "" if value is None else _flow(value)
+        return "" if value is None else inline_yaml(value)
 
 
 @cache
@@ -115,13 +116,13 @@ def _choices(branch: Node) -> list[Any]:
 
 def usual_values(key: Key) -> list[str]:
     """The values that a key is chosen from, else its default, as `--set` takes them."""
-    return [_flow(one) for one in values(key.node)] or [key.default] * (key.default not in ("", "required"))
+    return [inline_yaml(one) for one in values(key.node)] or [key.default] * (key.default not in ("", "required"))
 
 
 def value_text(node: Node) -> str:
     """The values that a key may have, in words."""
     others = [_branch_text(branch) for branch in _branches(node) if not _choices(branch)]
-    choices = ", ".join(dict.fromkeys(map(_flow, values(node))))
+    choices = ", ".join(dict.fromkeys(map(inline_yaml, values(node))))
     return " or ".join(dict.fromkeys(text for text in (choices, *others) if text))
 
 
@@ -142,15 +143,6 @@ def _range_text(node: Node) -> str:
     words = {"exclusiveMinimum": "over", "minimum": "from", "exclusiveMaximum": "below", "maximum": "to"}
     bounds = [f"{word} {node[key]}" for key, word in words.items() if key in node]
     return f" {' '.join(bounds)}" if bounds else ""
-
-
-def _flow(value: Any) -> str:
-    """The value as YAML in one line."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_flow(each)}' for key, each in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_flow, value))}]"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _without_empty(value: Any) -> Any:

@@ -9,10 +9,11 @@ from typing import Any
 
 from distill.core import assets
 from distill.core.registry import suggest
-from distill.errors import RecipeError, RunFolderError, shorten
+from distill.errors import RecipeError, RunFolderError
 from distill.pipeline import recipe_keys
 from distill.pipeline.parts import load_recipe, shipped
 from distill.recipe import Recipe
+from distill.run.decisive import EMPTY, shown
 
 STARTER = "quickstart"
 MODELINE = f"# yaml-language-server: $schema={recipe_keys.SCHEMA}"
@@ -67,11 +68,16 @@ def departures(path: Path, like: str) -> list[str]:
     """Differences of a recipe from a shipped one, one line per key, including models and paths but not names."""
     if like not in shipped():
         raise RecipeError(f'--like: no shipped recipe "{like}"{suggest(like, shipped())}')
-    ours = flat(load_recipe(path, importing=False).document())
-    theirs = flat(load_recipe(assets.find(f"recipes/{like}.yaml"), importing=False).document())
+    ours, theirs = (
+        {
+            key: None if value in EMPTY else value
+            for key, value in flat(load_recipe(one, importing=False).document()).items()
+        }
+        for one in (path, assets.find(f"recipes/{like}.yaml"))
+    )
     keys = [key for key in dict.fromkeys((*theirs, *ours)) if key.split(".")[0] not in NOT_COMPARED]
     changes = [key for key in keys if theirs.get(key) != ours.get(key)]
-    differences = [f"  {key}: {_value_text(theirs, key)} → {_value_text(ours, key)}" for key in changes]
+    differences = [f"  {key}: {shown(theirs.get(key))} → {shown(ours.get(key))}" for key in changes]
     if not differences:
         return [f"{path} does what {like} does"]
     return [f"{path} departs from {like} in {len(differences)} of {len(keys)} keys ({like} → here):", *differences]
@@ -90,7 +96,3 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: value}
     items = [(f"{prefix}.{key}" if prefix else str(key), each) for key, each in value.items()]
     return {path: leaf for key, each in items for path, leaf in flat(each, key).items()}
-
-
-def _value_text(values: Mapping[str, Any], key: str) -> str:
-    return shorten(str(values[key]), 60) if key in values else "not there"

@@ -6,23 +6,25 @@ A key that an older version did not have is absent from its records, and so coun
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
 
 from distill.core.credentials import without_literals
-from distill.core.files import to_json
+from distill.core.files import inline_yaml, to_json
 from distill.core.registry import source_sha256
 from distill.errors import shorten
+from distill.recipe import Recipe
 from distill.recipe.validation import is_removed
 from distill.text.tokens import visible
 
 OLD_DEFAULTS: Mapping[str, tuple[int, Any, Any]] = {}
 """Defaults that have changed, by recipe key: the stage's `REVISION` that changed it, the old value, the new value."""
-ABSENT = object()
-_MAX_SHOWN = 40
+EMPTY = (None, "", (), [], {})
+_MAX_SHOWN = 60
 
 
 def flat(
@@ -75,12 +77,14 @@ def parts(
     The name of a part that occurs twice is followed by its position.
     """
     pairs = list(names)
-    names_in_order = [name for name, _ in pairs]
-    values: dict[str, Any] = {key: names_in_order}
-    for place, (name, options) in enumerate(pairs):
-        own = f"{key}.{name}" if names_in_order.count(name) == 1 else f"{key}.{name}.{place}"
+    values: dict[str, Any] = {key: [name for name, _ in pairs]}
+    for own, (name, options) in zip(_part_keys(key, values[key]), pairs, strict=True):
         values |= flat(options, own, files=files) | of_part(own, name)
     return values
+
+
+def _part_keys(key: str, names: Sequence[str]) -> list[str]:
+    return [f"{key}.{name}" + f".{place}" * (names.count(name) > 1) for place, name in enumerate(names)]
 
 
 def of_part(key: str, name: str) -> dict[str, str]:
@@ -97,13 +101,43 @@ def completed(options: Mapping[str, Any], revision: int) -> dict[str, Any]:
     return {key: value for key, value in {**changed, **options}.items() if not is_removed(key)}
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The changed keys with old and new values, one short text each; of two hashes only that they differ."""
-    pairs = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in sorted(old.keys() | new.keys())}
+def defaults(recipe: Recipe) -> dict[str, Any]:
+    """The default of each key of a recipe's sections and parts, by the keys of the stages' options."""
+    return {**_defaults(recipe, ""), **_defaults(recipe.held_out, "test")}
+
+
+def _defaults(section: BaseModel, name: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value, default in _fields(section):
+        own = f"{name}.{key}".lstrip(".")
+        several = [one for one in value if isinstance(one, BaseModel)] if isinstance(value, list) else []
+        for each, inner in zip(_part_keys(own, [*map(_name_of, several)]), several, strict=True):
+            values |= _defaults(inner, each)
+        values |= _defaults(value, own) if isinstance(value, BaseModel) else {own: default}
+    return values | _defaults(options, name) if (options := getattr(section, "options", None)) else values
+
+
+def _name_of(item: Any) -> str:
+    """What an item of a list in a recipe is called: a rule, a metric, a source or a teacher."""
+    names = (getattr(item, attribute, None) for attribute in ("filter", "metric", "display_name"))
+    return str(next(filter(None, names), ""))
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> list[str]:
+    """The changed keys with old and new values, one short text each; of two hashes only that they differ.
+
+    A key that only one has is at its value in `defaults` in the other, and unset where there is none.
+    """
+    pairs = {
+        key: tuple(side.get(key, to_json(defaults.get(key))) for side in (old, new))
+        for key in sorted(old.keys() | new.keys())
+    }
     return [
         f"{key.removesuffix(' sha256')} has changed"
         if all(_SHA256.match(str(value)) for value in pair)
-        else f"{key} {_short(pair[0])} → {_short(pair[1])}"
+        else f"{key} {shown(pair[0])} → {shown(pair[1])}"
         for key, pair in pairs.items()
         if pair[0] != pair[1]
     ]
@@ -112,6 +146,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 _SHA256 = re.compile(r"^(sha256 )?[0-9a-f]{64}$")
 
 
-def _short(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else visible(str(value))
-    return "(default)" if value is ABSENT else shorten(text, _MAX_SHOWN)
+def shown(value: Any) -> str:
+    """A value of a recipe as in YAML, on one line of at most 60 characters; `unset` for None and for nothing in it."""
+    return "unset" if value in EMPTY else shorten(visible(inline_yaml(value)), _MAX_SHOWN)

@@ -140,8 +140,8 @@ class Run:
             output for output, info in entry["outputs"].items() if students.sha256(self.folder, output) != info
         ]
         return [
-            *decisive.differences(was, now),
-            *(f"another {input}" for input in inputs_changed),
+            *decisive.differences(was, now, decisive.defaults(self.recipe)),
+            *(f"{input} has changed" for input in inputs_changed),
             *(f"{output} is not as it was left" for output in outputs_changed),
         ]
 
@@ -264,8 +264,16 @@ def read_record(folder: Path) -> dict[str, Any]:
     require_no_links(folder)
     record = _read_record(folder)
     if not record:
-        raise RunFolderError(f"{folder} is no run folder: it has no run.json; start one with `distill run RECIPE`")
+        raise RunFolderError(f"{folder} is no run folder: it has no run.json; {_whereabouts(folder)}")
     return record
+
+
+def _whereabouts(folder: Path) -> str:
+    """Where a run may be that is not in `folder`."""
+    if inside := sorted(path.parent for path in folder.glob("*/run.json")):
+        return f"name one of the runs in it, such as {inside[0]}"
+    usual = Path("runs") / folder.name
+    return f'did you mean "{usual}"?' if (usual / "run.json").is_file() else "start one with `distill run RECIPE`"
 
 
 def run_record(folder: Path) -> RunRecord:
@@ -289,8 +297,8 @@ def _loss(path: Path, losses: Mapping[str, StageSends], in_journal: Mapping[str,
     present = sum(sent.sends for stage, sent in in_journal.items() if stage in losses)
     return (
         f"{path} has {present:,} of the {present + sends:,} sends of {', '.join(losses)} that run.json counts; what is"
-        f" missing (USD {usd:.4f}) would be bought again: restore it from a copy, or accept the loss, which stays spent"
-        f" of the budget; type: distill run {path.parent} --new-journal"
+        f" missing ({console.money(usd)}) would be bought again: restore it from a copy, or accept the loss, which"
+        f" stays spent of the budget; type: distill run {path.parent} --new-journal"
     )
 
 

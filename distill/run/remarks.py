@@ -35,7 +35,8 @@ def stale(folder: Path, record: Mapping[str, Any], *, ignored: Collection[str] =
             digests.setdefault(item, students.sha256(folder, item))
         changed_inputs = [item for item, digest in inputs.items() if digests[item] != digest]
         if changed_inputs and stage.get("status") == "done":
-            reasons[name] = f"made from another {' and '.join(changed_inputs)} than there is now"
+            verb = "has" if len(changed_inputs) == 1 else "have"
+            reasons[name] = f"{', '.join(changed_inputs)} {verb} changed since"
     if "compare" in reasons and _is_finished(stages.get("report")):
         reasons.setdefault("report", "shows a comparison that is stale")
     training = students.training(folder, record) if _is_finished(stages.get("train")) else None
@@ -58,7 +59,7 @@ def comparison_remark(folder: Path) -> str | None:
     if not is_compared(folder, record):
         return f"the last finished comparison is not of the current student; type: distill compare {folder}"
     if (why := stale(folder, record).get("compare")) is not None:
-        return f"the last finished comparison was {why}; type: distill compare {folder}"
+        return f"the last finished comparison is stale: {why}; type: distill compare {folder}"
     return None
 
 

@@ -28,7 +28,7 @@ from distill.core.weights import student_fingerprint
 from distill.errors import RecipeError
 from distill.recipe import Objective, Recipe
 from distill.recipe.yaml_reader import read_yaml
-from distill.run.decisive import flat, of_part
+from distill.run.decisive import flat, of_part, shown
 from distill.text.tokens import visible
 
 LOGS = (
@@ -40,7 +40,6 @@ WITHOUT_EFFECT = frozenset({"save_steps", "show_masks", "report_to"})
 """Keys of `train` that do not affect the student."""
 CONTINUES = "student.continues sha256"
 """Option of the stage train: the fingerprint of the student that is continued."""
-_LEFT_OUT = "(left out)"
 
 
 def sha256(run: Path, name: str) -> str | None:
@@ -188,7 +187,7 @@ def changes(run: Path, record: Mapping[str, Any], account: Mapping[str, Any]) ->
     """Differences of the run's recipe and rows from those that made the student, one short text each."""
     was, now = dict(_deciding(account["recipe"])), dict(_deciding(recipe(run)))
     differences = [
-        f"{name} {visible(str(was.get(name, _LEFT_OUT)))} → {visible(str(now.get(name, _LEFT_OUT)))}"
+        f"{name} {shown(was.get(name))} → {shown(now.get(name))}"
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name)
         and not (name in was.keys() ^ now.keys() and _is_default(record, account, name))

@@ -20,11 +20,11 @@ from typing import Any
 from distill.core import processes
 from distill.core.files import flatten, read_json, set_usual_modes, write_json
 from distill.core.hashing import file_sha256, json_sha256
-from distill.errors import ModelError, RunFolderError, shorten, some_of
+from distill.errors import ModelError, RunFolderError, some_of
 from distill.models import device
 from distill.models.third_party import is_of_the_disk, reason_of
 from distill.recipe.validation import is_removed
-from distill.run.decisive import OLD_DEFAULTS
+from distill.run.decisive import OLD_DEFAULTS, shown
 from distill.train.dataset import Examples
 from distill.train.options import TrainOptions
 
@@ -256,7 +256,7 @@ def changes(old: Identity, new: Identity) -> list[str]:
     pairs = [(name, before.get(name, _LEFT_OUT), new.settings.get(name, _LEFT_OUT)) for name in fields]
     different = [(name, was, now) for name, was, now in pairs if was != now]
     reread = any(name.startswith("student.") for name, *_ in different)
-    info = [f"{name} {_short(was)} → {_short(now)}" for name, was, now in different]
+    info = [f"{name} {shown(was)} → {shown(now)}" for name, was, now in different]
     return info + _rows(old, new, reread=reread)
 
 
@@ -282,7 +282,3 @@ def _rows(old: Identity, new: Identity, *, reread: bool) -> list[str]:
     ]
     moved = not info and not reread and old.rows != new.rows
     return ["the rows are in another order"] if moved else info
-
-
-def _short(value: Any) -> str:
-    return shorten(str(value), 60)

@@ -94,13 +94,11 @@ def without(*names: str) -> Callable[[Path], None]:
 
 BRIEF, WORDS = ["--set", "collect.system=Be brief."], ["--set", "curate.length.min_words=2"]
 LATER = "2999-01-01T00:00:00+00:00"
-ASKED = (
-    "collect (collect.system (default) → Be brief.): about 10 requests, up to about USD 0.20 … ; compare (after curate)"
-)
+ASKED = "collect (collect.system unset → Be brief.): about 10 requests, up to about USD 0.20 … ; compare (after curate)"
 CASES: dict[str, tuple[Callable[[Path], None] | None, list[str], str | None]] = {
     "the same again": (None, [], None),
     "questions that the journal cannot answer": (None, BRIEF, ASKED),
-    "one stage of them": (None, ["--stages", "collect", *BRIEF], "(default) → Be brief.): about 10 requests"),
+    "one stage of them": (None, ["--stages", "collect", *BRIEF], "unset → Be brief.): about 10 requests"),
     "with --yes": (None, ["--yes", *BRIEF], None),
     "with --redo": (None, ["--redo", "collect", *BRIEF], None),
     "outputs that the journal gives again": (without("sessions.jsonl", "scores.json", "answers.jsonl"), [], None),
@@ -119,7 +117,7 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, list[str], str | None]] = 
     "a stage that was finished after one that had failed": (
         stage("collect", status="partial"),
         ["--set", "compare.sampling={temperature: 0.3, max_tokens: 20}"],
-        "compare (compare.sampling.max_tokens (default) → 20; compare.sampling.temperature (default) → 0.3): about ",
+        "compare (compare.sampling.max_tokens unset → 20; compare.sampling.temperature unset → 0.3): about ",
     ),
 }
 

@@ -57,5 +57,5 @@ def test_each_key_that_departs_is_told_with_both_values(tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text(file.read_text().replace("epochs: 3 ", "epochs: 5 ").replace("  - {filter: exact_duplicate}\n", ""))
     said = departures(file, "alpaca-7b")
-    assert "  train.epochs: 3.0 → 5.0" in said
-    assert "  curate.exact_duplicate.on: prompt → not there" in said
+    assert "  train.epochs: 3 → 5" in said
+    assert "  curate.exact_duplicate.on: prompt → unset" in said

@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from distill.errors import RunFolderError, RunLocked
+from distill.errors import RecipeError, RunFolderError, RunLocked
+from distill.pipeline.parts import load_recipe, recipe_file
 from distill.recipe import Recipe
 from distill.run import decisive
 from distill.run import record as record_module
@@ -51,12 +53,26 @@ def test_a_stage_that_an_older_or_a_newer_revision_made_is_current(tmp_path):
 
 def test_a_stage_with_other_options_says_which(tmp_path):
     finished(tmp_path)
-    assert changes(tmp_path, made(tasks=4, window=2)) == ["tasks 3 → 4", "window (default) → 2"]
+    assert changes(tmp_path, made(tasks=4, window=2)) == ["tasks 3 → 4", "window unset → 2"]
+
+
+def test_a_value_left_out_is_shown_as_its_default(tmp_path):
+    recipe = load_recipe("quickstart")
+    options = {"curate.near_duplicate.rouge_l": 0.6, "train.lora.r": 8, "teacher.sampling.top_p": 0.5, "test.near": 0.5}
+    options |= {"expand.forbidden": ["kill", "bomb"], "curate.gone.limit": 3}
+    assert decisive.differences({}, options, decisive.defaults(recipe)) == [
+        "curate.gone.limit unset → 3",
+        "curate.near_duplicate.rouge_l 0.7 → 0.6",
+        "expand.forbidden unset → [kill, bomb]",
+        "teacher.sampling.top_p unset → 0.5",
+        "test.near 0.7 → 0.5",
+        "train.lora.r 16 → 8",
+    ]
 
 
 def test_a_stage_with_other_inputs_says_which(tmp_path):
     finished(tmp_path)
-    assert changes(tmp_path, replace(made(tasks=3), inputs={})) == ["another seeds.jsonl"]
+    assert changes(tmp_path, replace(made(tasks=3), inputs={})) == ["seeds.jsonl has changed"]
 
 
 def test_a_default_that_has_changed_since_is_the_old_one_in_an_old_record(tmp_path, monkeypatch):
@@ -65,6 +81,18 @@ def test_a_default_that_has_changed_since_is_the_old_one_in_an_old_record(tmp_pa
     new = replace(made(tasks=3), revision=3)
     assert changes(tmp_path, new) == ["window 4 → 8"]
     assert changes(tmp_path, replace(new, options={"tasks": 3, "window": 4})) == []
+
+
+def test_a_bare_name_is_answered_by_the_file_or_the_run_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finished(tmp_path / "runs" / "mine")
+    (tmp_path / "mine.yaml").touch()
+    with pytest.raises(RecipeError, match=r'did you mean "mine\.yaml"\?'):
+        recipe_file(Path("mine"))
+    with pytest.raises(RunFolderError, match='did you mean "runs/mine"'):
+        record_module.read_record(Path("mine"))
+    with pytest.raises(RunFolderError, match="name one of the runs in it, such as runs/mine"):
+        record_module.read_record(Path("runs"))
 
 
 def test_a_record_of_a_newer_format_is_refused_in_a_line(tmp_path):

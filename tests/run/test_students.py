@@ -242,7 +242,7 @@ def test_after_an_unfinished_training_all_speak_of_the_student_that_is_there(run
 
 def test_a_comparison_of_other_rows_has_no_headline(run):
     change(run / "run.json", reported)
-    assert "was made from another" not in "".join(remarks.headline(run))
+    assert "is stale" not in "".join(remarks.headline(run))
 
     def older(record):
         record["stages"]["compare"]["inputs"]["test.jsonl"] = "0" * 64
@@ -250,7 +250,7 @@ def test_a_comparison_of_other_rows_has_no_headline(run):
 
     change(run / "run.json", older)
     assert remarks.headline(run) == [
-        f"the last finished comparison was made from another test.jsonl than there is now; type: distill compare {run}"
+        f"the last finished comparison is stale: test.jsonl has changed since; type: distill compare {run}"
     ]
 
 
@@ -266,7 +266,7 @@ def test_after_a_finished_training_the_comparison_is_stale_everywhere(run):
     assert headline not in shown
     page = shape(run)
     assert page["headline"] == "The student has not been compared with its teacher yet."
-    assert "compare is stale: made from another student than there is now" in page["warnings"]
+    assert "compare is stale: student has changed since" in page["warnings"]
     assert "Not compared with its base and its teacher yet." in model_card.card(run)
     with pytest.raises(RunFolderError, match="was compared before its student was trained"):
         read(run)

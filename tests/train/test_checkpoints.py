@@ -197,7 +197,7 @@ CHANGED = [*SESSIONS[1:], SESSIONS[0].__class__("new", SESSIONS[0].messages)]
         ({"options": WATCHED.model_copy(update={"learning_rate": 5e-4})}, "train.learning_rate 0.005 → 0.0005"),
         (
             {"options": WATCHED.model_copy(update={"epochs": 3, "scheduler": "linear"})},
-            "train.epochs 2.0 → 3; train.scheduler cosine → linear",
+            "train.epochs 2 → 3; train.scheduler cosine → linear",
         ),
         ({"sessions": CHANGED}, "1 row added (new); 1 row removed (s0)"),
         ({"sessions": SESSIONS[::-1]}, "the rows are in another order"),
