@@ -10,11 +10,14 @@ from pathlib import Path
 from distill.compare.judge import REPLY_TOKENS
 from distill.compare.metrics.instructions import Instructions
 from distill.compare.prompts import of_file, of_metrics
+from distill.core.console import money
 from distill.core.embedded import EMBEDDED
 from distill.core.jsonl import read_jsonl
 from distill.curate.filters.judge import Judge
 from distill.engine.budget import most_completion_tokens
-from distill.engine.progress import PILOT, RunningMean, amount, money
+from distill.engine.journal.store import NAME
+from distill.engine.progress import PILOT, RunningMean, amount
+from distill.errors import some_of
 from distill.expand.pool import FEWEST_OUTSTANDING, MOST_OUTSTANDING, ProposalCost
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
@@ -90,7 +93,7 @@ class StageForecast:
         answers = amount(self.fewest_tokens, self._most())
         return (
             f"{self.stage}: {amount(self.fewest, self.requests)} requests, {prompts} prompt tokens, {answers} answer "
-            f"tokens, {self._cost()}; {self.note}, no upper bound (budget_usd is the cap)"
+            f"tokens, {self._cost()}; {self.note}; more are possible (budget_usd is the cap)"
         )
 
     def _most(self) -> int | None:
@@ -103,7 +106,7 @@ class StageForecast:
             return "no bound on USD"
         most = self._usd(self.requests, tokens)
         if self.fewest is None:
-            return f"up to about {money(most, most)}"
+            return f"up to about {money(most)}"
         return money(self._usd(self.fewest, self.fewest_tokens), most)
 
     def _usd(self, requests: int, answer_tokens: int) -> float:
@@ -125,7 +128,16 @@ def _spending(recipe: Recipe, run: Path | None) -> list[str]:
     texts = [plan.line() for plan in plans]
     if recipe.main_teacher is None:
         return [*texts, *([] if texts else ["no teacher, judge or endpoint is asked: nothing is paid"])]
-    return [*texts, *_caps(recipe), *_times([plan for plan in plans if recipe.teachers[0] in plan.models], recipe)]
+    times = _times([plan for plan in plans if recipe.teachers[0] in plan.models], recipe)
+    return [*texts, *_replayed(recipe, run), *_caps(recipe), *times]
+
+
+def _replayed(recipe: Recipe, run: Path | None) -> list[str]:
+    """One line where the journals of other runs, or of this one, may have answers already."""
+    own = [str(run)] if run is not None and (run / NAME).is_file() else []
+    if not (journals := list(dict.fromkeys([*own, *recipe.reuse]))):
+        return []
+    return [f"not in these figures: answers that {some_of(journals)} has to the same requests are not asked for again"]
 
 
 def _plans(recipe: Recipe, run: Path | None) -> Iterator[StageForecast]:
@@ -166,7 +178,7 @@ def _expanding(recipe: Recipe, run: Path | None) -> StageForecast:
     cost = getattr(options, "cost", ProposalCost(1, PROMPT_TOKENS, 0))
     refused = REFUSED_OF_FEW if len(seeds) < FEW_SEEDS else REFUSED
     low = math.ceil(section.tasks / cost.tasks)
-    high, note = math.ceil(low / (1 - refused)), f"if up to {refused:.0%} of the candidates are refused"
+    high, note = math.ceil(low / (1 - refused)), f"the most if {refused:.0%} of the candidates are refused"
     if (observed := _yield_so_far(run, section.strategy)) is not None:
         low, end = observed.needed(section.tasks)
         high, note = end or max(high, low), f"by the {observed.mean:.1f} tasks that a request brought in {run}"
@@ -302,13 +314,13 @@ def cost(plans: Sequence[StageForecast], recipe: Recipe, *, flows: int | None = 
     if any(plan.answer_tokens is None for plan in plans):
         return f"{count}, no bound on USD"
     usd = sum(plan._usd(plan.requests, plan._most() or 0) for plan in plans) * min(1.0, requests / whole)
-    return f"{count}, up to about {money(usd, usd)}"
+    return f"{count}, up to about {money(usd)}"
 
 
 def _caps(recipe: Recipe) -> list[str]:
     collect = recipe.collect.budget_usd if recipe.collect is not None else None
     caps = {"budget_usd": recipe.budget_usd, "collect.budget_usd": collect}
-    lines_on_caps = [f"{name} stops it at USD {cap:g}" for name, cap in caps.items() if cap is not None]
+    lines_on_caps = [f"{name} stops it at {money(cap)}" for name, cap in caps.items() if cap is not None]
     unpriced = [one.display_name for one in (*recipe.teachers, *recipe.roles.values()) if one.price is None]
     unbound = [teacher.display_name for teacher in recipe.teachers if most_tokens(teacher) is None]
     if lines_on_caps and unpriced:

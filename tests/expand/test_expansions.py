@@ -295,4 +295,4 @@ def test_every_expansion_is_valid_in_a_recipe(tmp_path, name):
     forecast = next(line for line in check_lines(loaded, probed=False) if line.startswith("expand: "))
     cost = part(name).Options(**options).cost
     assert f"expand: {-(-30 // cost.tasks) * cost.requests + cost.once} to " in forecast
-    assert "no upper bound (budget_usd is the cap)" in forecast
+    assert "more are possible (budget_usd is the cap)" in forecast

@@ -38,9 +38,19 @@ def test_an_expansion_has_a_range_that_holds_51_requests_and_6087_tokens_with_tw
     line, time = forecast(tmp_path, expand=EXPAND)
     assert line == (
         "expand: 5 to 66 requests, 1,100 to 14,520 prompt tokens, 300 to 13,200 answer tokens, USD 0.0003 to 0.0101; "
-        "if up to 90% of the candidates are refused, no upper bound (budget_usd is the cap)"
+        "the most if 90% of the candidates are refused; more are possible (budget_usd is the cap)"
     )
     assert time.startswith("teacher time: about 0.6 min at 5 s an answer and up to 32 in flight")
+
+
+def test_answers_that_journals_hold_are_said_not_to_be_in_the_figures(tmp_path: Path) -> None:
+    told = "not in these figures: answers that {} has to the same requests are not asked for again"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "journal.sqlite").touch()
+    assert told.format(tmp_path / "a") in forecast(tmp_path, tmp_path, expand=EXPAND, reuse=["a"])
+    (tmp_path / "journal.sqlite").touch()
+    assert told.format(tmp_path) in forecast(tmp_path, tmp_path, expand=EXPAND)
+    assert "not in these figures" not in "".join(forecast(tmp_path, expand=EXPAND))
 
 
 @pytest.mark.parametrize(
