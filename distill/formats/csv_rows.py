@@ -44,13 +44,13 @@ def _is_table(lines: Sequence[str], mark: str, columns: int) -> bool:
 
 
 def names(cells: Sequence[str]) -> list[str]:
-    """The names of the columns, without case and white space."""
-    return [cell.strip().lower() for cell in cells]
+    """The names of the columns, without white space around them."""
+    return [cell.strip() for cell in cells]
 
 
 def is_known(header: Sequence[str]) -> bool:
     """Whether the columns are those of a known format."""
-    return schemas.name_of(dict.fromkeys(header, "")) is not None
+    return schemas.name_of({name.lower(): "" for name in header}) is not None
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -87,7 +87,7 @@ def _header(lines: _Lines, delimiter: str, place: Place) -> tuple[list[str], int
             raise RecipeError(f"{place}, line {line}: {cells.detail}")
         if cells:
             header = names(cells)
-            twice = [name for name, times in Counter(header).items() if name and times > 1]
+            twice = [name for name, times in Counter(map(str.lower, header)).items() if name and times > 1]
             if twice:
                 raise RecipeError(f'{place}: two columns are called "{twice[0]}"; give each its own name')
             return header, line

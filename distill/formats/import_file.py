@@ -29,6 +29,7 @@ from distill.formats.sources import (
     rows_of,
     splitter,
 )
+from distill.formats.text_files import from_windows
 from distill.types import Pair, Session, Task
 
 BUILDERS: Mapping[str | None, Build[Any]] = {
@@ -102,7 +103,7 @@ def import_command(
             splitter=splitter(tokenizer, max_tokens) if tokenizer is not None and max_tokens is not None else None,
         )
         count, tally = import_file(dataset, out, kind=cast("RowKind | None", kind), seed=seed, allowed=allowed)
-    return [f"{out}: {_amounts(count, tally, kind)} of {tally.rows:,} rows", *_result_lines(tally, out)]
+    return [f"{out}: {_amounts(count, tally, kind)} of {tally.rows:,} rows", *_result_lines(tally, path, out)]
 
 
 def _amounts(count: int, tally: SourceCounts, kind: str | None) -> str:
@@ -125,7 +126,7 @@ def _seekable(path: str) -> Iterator[str]:
         yield str(copy)
 
 
-def _result_lines(tally: SourceCounts, out: Path) -> list[str]:
+def _result_lines(tally: SourceCounts, path: str, out: Path) -> list[str]:
     lines = []
     if tally.split:
         lines.append(f"{tally.split:,} conversations were split")
@@ -138,6 +139,8 @@ def _result_lines(tally: SourceCounts, out: Path) -> list[str]:
     ):
         if counts:
             lines.append(f"{what}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+    if tally.reasons["not_utf8"]:
+        lines.append(f"{path} is not UTF-8; {from_windows(path)}")
     first = f" (the first {MOST_REJECTED:,})" if tally.reasons.total() > MOST_REJECTED else ""
     return [*lines, f"see {rejected_path(out)}{first}"] if tally.rejected else lines
 

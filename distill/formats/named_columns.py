@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, islice
@@ -43,7 +44,7 @@ class NamedColumns:
         for name in self._by_key().values():
             if rows and name.lower() not in known:
                 hint = suggest(name.lower(), known)
-                hint = hint if hint.startswith("; did you mean") else ";"
+                hint = re.sub('"(.+)"', lambda match: f'"{known[match[1]]}"', hint) if "did you mean" in hint else ";"
                 more = " …" if len(columns) > MOST_SHOWN else ""
                 shown = ", ".join(shorten(one, 60) for one in columns[:MOST_SHOWN]) + more
                 raise RecipeError(f'{place}: no column "{name}"{hint} its columns are {shown}')

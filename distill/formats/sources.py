@@ -134,6 +134,13 @@ def ingest(
         ]
         if not imported[source.name]:
             raise RecipeError(f"sources: {nothing_read(source, counts, 'sessions')}")
+        if counts.rejected:
+            first, by_reason = counts.rejected[0], counts.reasons.most_common()
+            console.warn(
+                f"{source.name}: {counts.reasons.total():,} of {counts.rows:,} rows cannot be read "
+                f"({', '.join(f'{reason} {count:,}' for reason, count in by_reason)}), the first in line {first.line}: "
+                f"{first.detail}; see rejected.jsonl"
+            )
         rejected += [{"source": source.name, **to_json(row)} for row in counts.rejected]
         repairs += counts.repairs
         reasons += counts.reasons

@@ -88,6 +88,12 @@ def text_of(head: bytes, place: Place) -> str:
     return head.decode(encoding, "replace").removeprefix("\ufeff")
 
 
+def from_windows(place: Place) -> str:
+    """What to do about a text that is not UTF-8."""
+    suffix = data_suffix(place)
+    return f"if it is from Excel or Windows, type: iconv -f cp1252 -t utf-8 {place} > utf8{suffix}, and read that"
+
+
 def fault_of(text: str) -> str | None:
     """What bytes a text of `open_text` has that are not in the file's encoding; `None` for none."""
     if text.isascii():
@@ -98,7 +104,7 @@ def fault_of(text: str) -> str | None:
         if text[error.start] == _FAULTY:
             return f"bytes that are no character in UTF-16, at position {error.start}; save the file as UTF-8"
         byte = ord(text[error.start]) & 0xFF
-        return f"byte 0x{byte:02x} at position {error.start} is not UTF-8; in Latin-1: iconv -f latin1 -t utf-8"
+        return f"byte 0x{byte:02x} at position {error.start} is not UTF-8; {from_windows('FILE')}"
     return None
 
 

@@ -155,7 +155,7 @@ def test_bytes_of_another_encoding_cost_their_row(tmp_path):
     ("text", "found"),
     [
         ('q,a\n"x\n\ny","1"\n', [{"q": "x\n\ny", "a": "1"}]),
-        ("Q ; A\nx;\n", [{"q": "x", "a": None}]),
+        ("Q ; A\nx;\n", [{"Q": "x", "A": None}]),
         ("q,a\nx,1\nq,a\ny,2\n", [{"q": "x", "a": "1"}, (3, "repeated_header"), {"q": "y", "a": "2"}]),
         ("q,a\nx,1,2\ny\nz,3,,\n", [(2, "bad_row"), {"q": "y", "a": None}, {"q": "z", "a": "3"}]),
         ('q,a\nx,"open\ny,2\n', [{"q": "x", "a": '"open'}, {"q": "y", "a": "2"}]),

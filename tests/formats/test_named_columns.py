@@ -73,7 +73,7 @@ def test_a_label_is_an_answer_where_the_user_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        (NamedColumns("qestion"), 'no column "qestion"; did you mean "question"? its columns are id, '),
+        (NamedColumns("qestion"), 'no column "qestion"; did you mean "Question"? its columns are id, '),
         (NamedColumns("question", "zzz"), 'no column "zzz"; its columns are id, '),
     ],
 )
@@ -105,5 +105,5 @@ def test_a_recipe_names_columns_and_records_the_format(tmp_path, source):
 def test_rows_of_other_names_say_how_to_name_their_columns(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("frage,antwort\nWer?,Ich.\n")
-    with pytest.raises(RecipeError, match=r"unknown format .* are given by --prompt and --answer"):
+    with pytest.raises(RecipeError, match=r"unknown format .* such as --prompt frage --answer antwort"):
         imported(path, tmp_path / "out.jsonl", None)

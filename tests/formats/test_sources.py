@@ -18,7 +18,9 @@ from distill.errors import ModelError, RecipeError, RunFolderError
 from distill.formats import sources as sources_module
 from distill.formats.import_file import import_command, import_file
 from distill.formats.importers import Address, load_tasks
-from distill.formats.sources import TURN_TOKENS, Dataset, SourceCounts, Splitter, sessions, split, splitter
+from distill.formats.named_columns import NamedColumns
+from distill.formats.sources import TURN_TOKENS, Dataset, SourceCounts, Splitter, ingest, sessions, split, splitter
+from distill.formats.text_files import from_windows
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.runner import run_recipe
 from distill.types import Message, Session
@@ -299,6 +301,21 @@ def test_what_the_teacher_answered_is_held_out_and_not_what_was_imported(tmp_pat
         run = run_recipe(path, run_dir=tmp_path / "run", stages=["collect", "curate"])
     assert [one.id.partition("-")[0] for one in read_sessions(run / "test.jsonl")] == ["line"]
     assert sum(one.meta.get("imported") == "a" for one in read_sessions(run / "kept.jsonl")) == 20
+
+
+def test_a_table_of_windows_says_what_to_type(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_bytes("Frage;Antwort\nWer?;Ich.\nWie?;Schön.\n".encode("cp1252"))
+    columns, options = NamedColumns("Frage", "antwort"), dict.fromkeys(LEFT_OUT)
+    lines = import_command("a.csv", Path("out.jsonl"), format="csv", columns=columns, take=None, seed=7, **options)
+    typed = "iconv -f cp1252 -t utf-8 a.csv > utf8.csv"
+    assert lines[1:3] == ["rejected: not_utf8 1", f"a.csv is not UTF-8; {from_windows('a.csv')}"]
+    assert typed in lines[2]
+    ingest(tmp_path, sources=[source(Path("a.csv"), "csv", columns=columns, name="a")], seed=7)
+    assert "a: 1 of 2 rows cannot be read (not_utf8 1), the first in line 3: byte 0xf6" in capsys.readouterr().err
+
+
+LEFT_OUT = ("kind", "tokenizer", "max_tokens", "split", "revision", "licence")
 
 
 def test_what_a_source_rejects_stands_in_the_run(tmp_path):

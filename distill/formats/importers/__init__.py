@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 from distill.core import console, registry
-from distill.errors import RecipeError, SeedsError
+from distill.errors import RecipeError, SeedsError, one_line
 from distill.formats import containers, oasst_trees, schemas
 from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
 from distill.formats.named_columns import HOW_TO_NAME, PEEKED, NamedColumns
@@ -132,12 +133,16 @@ def _guess_file(file: Path, columns: NamedColumns | None) -> tuple[str, str]:
     if names:
         keys = f"by the keys {', '.join(list(rows[0].value)[:4])}"
         return ("json", "rows of several formats") if len(names) > 1 else (next(iter(names)), keys)
-    what = "nothing in it"
+    what, how = "nothing in it", f"expected {', '.join(IMPORTERS)}{HOW_TO_NAME}"
     if rows:
-        what = f"it has the keys {', '.join(list(rows[0].value)[:6])}"
+        keys = [one_line(str(key), 60) for key in rows[0].value]
+        what = f"it has the keys {', '.join(keys[:6])}"
+        if len(keys) > 1:
+            named = f"--prompt {quote(keys[0])} --answer {quote(keys[1])}"
+            how = f"name its columns, such as {named} (in a recipe `prompt:` and `answer:`), or its format: --from"
     elif peeked and isinstance(first := peeked[0], RejectedRow):
         what = f"line {first.line}: {first.reason}, {first.detail}"
-    raise RecipeError(f"{file}: unknown format ({what}); expected {', '.join(IMPORTERS)}{HOW_TO_NAME}")
+    raise RecipeError(f"{file}: unknown format ({what}); {how}")
 
 
 def _guess_folder(folder: Path) -> tuple[str, str]:
