@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from distill.core.console import Paint
+from distill.core.console import Paint, money
 from distill.core.jsonl import read_jsonl
 from distill.pipeline.staleness import revision_remarks
 from distill.report.answer_rows import titles_of, why, worst_first
@@ -59,13 +59,14 @@ def _benchmark_line(measure: Measured) -> str:
 def _stage_line(name: str, stage: StageRecord, change: str | None) -> str:
     """`change`: what has changed since a finished stage."""
     pieces = [f"{name:8} {'stale' if change else stage.status:8} {stage.seconds:7.1f} s"]
-    pieces += [f"{key} {value:,}" for key, value in stage.counts.items() if isinstance(value, int)]
+    pieces += [f"{key.replace('_', ' ')} {value:,}" for key, value in stage.counts.items() if isinstance(value, int)]
     if stage.requests:
         pieces.append(f"{stage.requests.get('asked', 0)} asked, {stage.requests.get('replayed', 0)} replayed")
-    if stage.tokens:
-        pieces.append(f"{stage.tokens.get('prompt', 0):,} + {stage.tokens.get('completion', 0):,} tokens")
+    prompt, answer = (sum(cost[f"{kind}_tokens"] for cost in stage.costs) for kind in ("prompt", "completion"))
+    if prompt or answer:
+        pieces.append(f"{prompt:,} + {answer:,} tokens in all")
     if stage.usd is not None:
-        pieces.append(f"USD {stage.usd:.4f}")
+        pieces.append(money(stage.usd))
     pieces += filter(None, [change or stage.detail])
     return "  ".join(pieces)
 
@@ -79,7 +80,7 @@ def cost_lines(record: RunRecord) -> list[str]:
     return ["costs:"] + [
         f"  {name:8} {cost['teacher']:{width}}  {cost['outcome']:9} {cost['sends']:7,} sends"
         f" {cost['prompt_tokens']:10,} + {cost['completion_tokens']:,} tokens"
-        + (f"  USD {cost['usd']:.4f}" if cost["usd"] is not None else "")
+        + (f"  {money(cost['usd'])}" if cost["usd"] is not None else "")
         for name, cost in rows
     ]
 
@@ -138,18 +139,19 @@ def worst_lines(run: Path, count: int, paint: Paint) -> Iterator[str]:
 
     `paint(text, what)` marks text that only the student (`added`) or only the teacher (`removed`) has, and headings.
     """
-    titles = titles_of(require_scores(run))
+    scores = require_scores(run)
+    titles = titles_of(scores)
     rows = worst_first(list(read_jsonl(run / "answers.jsonl")))
     yield from filter(None, [comparison_remark(run)])
     for place, row in enumerate(rows[:count], start=1):
         yield paint(
             f"{place} of {len(rows)} · {visible(str(row.get('id')))} · {why(row, titles) or 'no outcome'}", "head"
         )
-        yield from _pair(row, paint)
+        yield from _pair(row, scores.titles["teacher"].lower(), paint)
         yield ""
 
 
-def _pair(row: Mapping[str, Any], paint: Paint) -> Iterator[str]:
+def _pair(row: Mapping[str, Any], reference: str, paint: Paint) -> Iterator[str]:
     for turn in row.get("messages") or []:
         yield f"{paint(str(turn.get('role')), 'who')}: {_short(turn.get('content'))}"
     for turn in row.get("turns") or []:
@@ -158,7 +160,7 @@ def _pair(row: Mapping[str, Any], paint: Paint) -> Iterator[str]:
     yield f"{paint('base', 'who')}: {texts['base']}"
     student, teacher = mark_differences(texts["student"], texts["teacher"], paint)
     yield f"{paint('student', 'who')}: {student}"
-    yield f"{paint('teacher', 'who')}: {teacher}"
+    yield f"{paint(reference, 'who')}: {teacher}"
     for game in ((row.get("judge") or {}).get("pairs") or {}).get("student:teacher", {}).get("games", ()):
         yield f"{paint('judge', 'who')} ({game['first']} first): {game['verdict']}. {_short(game.get('reason'))}"
     for near in (row.get("coverage") or {}).get("nearest", ())[:1]:

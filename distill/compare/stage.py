@@ -38,6 +38,7 @@ from distill.run.context import Context, account, bound, engine_for, identity, j
 from distill.run.decisive import flat, parts
 from distill.run.endpoints import OTHER_ROLES, RESPONDENTS
 from distill.run.record import StageRecord
+from distill.run.scores import OF_DATA
 from distill.text.thinking import Handling
 from distill.types import MODELS, Model, Sampling
 
@@ -246,6 +247,8 @@ def descriptions(student: Path, results: ComparisonResults, sides: Sides) -> dic
             by_model[model] = {"model": sides.recorded[model].name, "description": "recorded answers"}
         elif model in sides.endpoints:
             by_model[model] = {"model": sides.endpoints[model].endpoint.model, "description": "asked at its endpoint"}
+        elif model == "teacher" and not (sides.teachers or sides.teacher_weights):
+            by_model[model] = {"model": "data", "description": OF_DATA}
         elif model in again:
             by_model[model] = {"model": teacher or weights, "description": f"the teacher's {again[model]}"}
         else:

@@ -9,7 +9,6 @@ from typing import Any
 
 from distill.errors import shorten
 from distill.report import token_shading
-from distill.report.comparison import TITLES
 from distill.report.numbers import Row, as_text, fixed, number
 from distill.run import funnel
 from distill.run.scores import Comparison, finite
@@ -121,7 +120,7 @@ def data(answers: Sequence[Row], scores: Comparison, run: str) -> dict[str, Any]
     tokens, with_tokens = token_shading.select(rows, limit)
     return {
         "run": run,
-        "models": TITLES,
+        "models": scores.titles,
         "lead": scores.lead,
         "titles": titles,
         "substance": next((name for name in SUBSTANCE if name in titles), None),

@@ -9,11 +9,18 @@ from typing import Any
 
 from distill.report.numbers import AxisScale, Row, as_text, fixed, number, percent
 from distill.run.record import RunRecord
-from distill.run.scores import Comparison, Estimate, JudgeAudit, JudgedPair, JudgeScores, Measured, TaskScores, finite
-from distill.types import MODELS
+from distill.run.scores import (
+    TITLES,
+    Comparison,
+    Estimate,
+    JudgeAudit,
+    JudgedPair,
+    JudgeScores,
+    Measured,
+    TaskScores,
+    finite,
+)
 
-TITLES: dict[str, str] = {model: model.replace("_", " ").capitalize() for model in MODELS}
-"""Column heads of the answers, in order; the base is the student before training."""
 EXTREMES = 3
 """Categories shown at either end."""
 CLEAR = 0.05
@@ -199,7 +206,7 @@ def _losses(tasks: TaskScores | None) -> str | None:
 
 def trust(scores: Comparison, record: RunRecord, metrics: Sequence[MetricRow]) -> list[tuple[str, str]]:
     """Facts that support or weaken the headline, from the run's files alone."""
-    shares = [(title, percent(scores.cut_share.get(model))) for model, title in TITLES.items()]
+    shares = [(title, percent(scores.cut_share.get(model))) for model, title in scores.titles.items()]
     facts = {
         "Judge": _judge(scores.judge),
         "The judge against itself": _audit(scores.judge.audit if scores.judge else None),
@@ -294,7 +301,7 @@ def facts(record: RunRecord, base: Row, scores: Comparison, recipe: str) -> list
         "distill": record.version,
         **{f"Teacher: {key.replace('_', ' ')}": value for key, value in (record.teacher or {}).items()},
         **{f"Student: {key.replace('_', ' ')}": value for key, value in base.items()},
-        **{f"Compared as {title.lower()}": scores.described(model) for model, title in TITLES.items()},
+        **{f"Compared as {title.lower()}": scores.described(model) for model, title in scores.titles.items()},
         "Seed": seed[1] if seed else None,
         "Recipe SHA-256": record.recipe_sha256,
     }

@@ -100,6 +100,7 @@ def _comparison_parts(folder: Path, record: RunRecord, title: str) -> dict[str, 
     metrics = [comparison.metric_of(name, measure) for name, measure in shown_scores.metrics.items()]
     titles = answer_rows.titles_of(shown_scores)
     return {
+        "models": shown_scores.titles,
         "headline": (shown_scores.headline if is_fresh else "") or run_sections.headline(record),
         "gap": comparison.gap(metrics, shown_scores.lead),
         "extremes": comparison.extremes(shown_scores),
@@ -156,7 +157,7 @@ def render(page: Mapping[str, Any]) -> str:
     scripts = [_piece(name) for name in names]
     sources = " ".join(f"'{_hash(script)}'" for script in scripts)
     return environment.get_template("page.html.jinja").render(
-        page=page, models=comparison.TITLES, table_models=TABLE_MODELS,
+        page=page, models=page["models"], table_models=TABLE_MODELS,
         style=Markup(style), scripts=[Markup(script) for script in scripts], data=Markup(page["data"] or ""),
         policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src {sources}; base-uri 'none'; "
         "form-action 'none'",

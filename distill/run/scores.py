@@ -13,6 +13,7 @@ from pydantic import BeforeValidator
 from distill.errors import RunFolderError
 from distill.run import students
 from distill.run.reading import json_object, validated
+from distill.types import MODELS
 
 
 def finite(value: Any) -> float | None:
@@ -158,6 +159,12 @@ class TaskScores:
     notes: tuple[str, ...] = ()
 
 
+TITLES: Mapping[str, str] = {model: model.replace("_", " ").capitalize() for model in MODELS}
+"""What each model is called."""
+OF_DATA = "the answers of the data, in place of a teacher's"
+"""Description of the teacher in a run without one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The contents of scores.json; the file has more fields."""
@@ -187,6 +194,16 @@ class Comparison:
         """The measure that the headline begins with."""
         return self.metrics.get(self.lead or "")
 
+    @property
+    def titles(self) -> dict[str, str]:
+        """What each model is called: the teacher `Reference` where no teacher gave its answers."""
+        return {**TITLES} | ({"teacher": "Reference"} if self.is_of_data else {})
+
+    @property
+    def is_of_data(self) -> bool:
+        """Whether the answers that are compared with are those of the data, and no teacher's."""
+        return self.models.get("teacher", {}).get("description") == OF_DATA
+
     def described(self, model: str) -> str | None:
         """A model's description, else its name."""
         entry = self.models.get(model, {})
@@ -196,7 +213,23 @@ class Comparison:
 def read_scores(folder: Path) -> Comparison | None:
     """A run's comparison; `None` where it was not compared. Raises `RunFolderError` for a damaged file."""
     path = folder / "scores.json"
-    return validated(Comparison, json_object(path), path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    document = json_object(path)
+    scores = validated(Comparison, document, path)
+    return validated(Comparison, _reworded(document), path) if scores.is_of_data else scores
+
+
+_WORDED = {"headline", "title", "unit", "explanation", "notes", "note"}
+
+
+def _reworded(value: Any, key: str = "") -> Any:
+    """The document with `reference` for `teacher` in its texts, of a run whose answers no teacher gave."""
+    if isinstance(value, dict):
+        return {name: _reworded(each, name) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_reworded(each, key) for each in value]
+    return value.replace("teacher", "reference") if isinstance(value, str) and key in _WORDED else value
 
 
 def require_scores(folder: Path) -> Comparison:

@@ -174,7 +174,7 @@ def line(row: dict[str, Any]) -> str:
     if row["stop_rate"] is not None:
         info.append(f"{row['stop_rate']:.0%} of answers stop")
     if row["length_ratio"] is not None:
-        info.append(f"{row['length_ratio']:.2f} times the teacher's length")
+        info.append(f"{row['length_ratio']:.2f} times the rows' own length")
     return f"step {row['step']}/{row['steps']}: {', '.join(info)} ({row['rows']} rows, {row['seconds']:.0f} s)"
 
 

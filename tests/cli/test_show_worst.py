@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from distill.cli import show
+from distill.compare.results import ComparisonResults
+from distill.compare.stage import Sides, descriptions
 from distill.errors import RunFolderError
+from distill.report.stage import shape
+from distill.run.scores import read_scores
 from tests.support.run_folder import change, write_run
 
 
@@ -44,6 +48,18 @@ def test_the_worst_come_first_and_no_more_than_asked(tmp_path: Path):
         "1 of 4 · t0001 · worse than the teacher by the judge (−0.90)",
         "2 of 4 · t0003 · worse than the teacher by the judge (−0.20)",
     ]
+
+
+def test_answers_of_the_data_are_called_the_reference_and_no_teachers(tmp_path: Path):
+    write_run(tmp_path, prompts=1)
+    results = ComparisonResults(prompts=[], answers={"teacher": {0: None}})
+    described = descriptions(tmp_path, results, Sides())
+    change(tmp_path / "scores.json", lambda scores: {**scores, "models": {**scores["models"], **described}})
+    scores = read_scores(tmp_path)
+    assert "teacher" not in scores.headline + "".join(f"{one.title} {one.unit}" for one in scores.metrics.values())
+    assert shape(tmp_path)["models"]["teacher"] == "Reference"
+    starts = [line.partition(":")[0] for line in show.worst_lines(tmp_path, 1, marked)]
+    assert ("reference" in starts, "teacher" in starts) == (True, False)
 
 
 def test_control_characters_are_shown_and_do_nothing(tmp_path: Path):
