@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +53,8 @@ def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, .
     where = ".".join([*prefix, *(str(part) for part in item["loc"] if part not in {"one", "several"})])
     if item["type"] == "extra_forbidden":
         return _unknown(where, _known_keys(model, item["loc"][:-1]))
+    if item["type"] == "invalid_key" and isinstance(item["input"], int | float):
+        return _behind_comma(*where.rpartition(".")[::2])
     if item["type"] == "missing":
         return f"`{where}` is missing"
     message = str(item["msg"]).removeprefix("Value error, ").replace("\n", " ")
@@ -59,6 +62,8 @@ def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, .
         return message
     if (kind := _EXPECTED.get(item["type"])) is not None:
         message = f"expected {kind}"
+    if item["type"] in ("float_parsing", "int_parsing") and "," in str(item["input"]):
+        message = _POINT
     if item["type"] == "value_error" or not _HIDDEN.isdisjoint(item["loc"]):
         return f"{where}: {message}"
     return f"{where}: {message[0].lower() + message[1:]}, found {_excerpt(item.get('input'))}"
@@ -83,7 +88,18 @@ def is_removed(key: str) -> bool:
 def _unknown(key: str, known: Collection[str]) -> str:
     if key in REMOVED_KEYS:
         return f'unknown key "{key}": {REMOVED_KEYS[key]}'
-    return f'unknown key "{key}"{suggest(key.rpartition(".")[2], known)}'
+    section, _, name = key.rpartition(".")
+    if _NUMBER.fullmatch(name) and not _NUMBER.fullmatch(section.rpartition(".")[2]):
+        return _behind_comma(section, name)
+    return f'unknown key "{key}"{suggest(name, known)}'
+
+
+def _behind_comma(section: str, number: str) -> str:
+    return f'{section}: found "{number}" behind a comma, which ends a value; {_POINT}'
+
+
+_NUMBER = re.compile(r"[\d.,]+(e-?\d+)?", re.IGNORECASE)
+_POINT = "write numbers with a point and without other marks, such as 1.5e-3 or 1500"
 
 
 _EXPECTED = {

@@ -103,6 +103,9 @@ def test_an_unknown_key_or_part_is_suggested(override, line):
         ("name=a/b", "name: string should match pattern"),
         ("train.report_to=tensorboard", "train.report_to: expected a list, such as [a, b], found 'tensorboard'"),
         ("student=smollm2", "student: expected keys with values, such as {key: value}, found 'smollm2'"),
+        ("train.learning_rate=1,5e-3", "train.learning_rate: write numbers with a point and without other marks"),
+        ("train={learning_rate: 1,5e-3}", 'train: found "5e-3" behind a comma, which ends a value; write numbers'),
+        ("train={epochs: 1,5}", 'train: found "5" behind a comma, which ends a value; write numbers with a point'),
         ("student.template=chatlm", "student.template: input should be 'chatml', 'alpaca', 'vicuna' or 'own'"),
     ],
 )
