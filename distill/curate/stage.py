@@ -238,16 +238,20 @@ def _text(verdict: Verdict) -> dict[str, Any]:
 def _report_frames(frames: PromptFrames, rows: Iterable[MeasuredRow]) -> list[dict[str, Any]]:
     """Print the most frequent frames; returns them with the number of their rows."""
     counts = frames.counts(prompt_of(row.session) for row in rows)
-    found = [{"frame": shorten(frame, FRAME_CHARACTERS), "rows": count} for frame, count in counts]
-    for one in found[:FRAMES_SHOWN]:
-        console.say(f'curate: {one["rows"]} prompts share "{one["frame"]}", which does not count as likeness')
+    shown: Counter[str] = Counter()
+    for frame, count in counts:  # frames that differ behind what is shown count as one
+        shown[shorten(frame, FRAME_CHARACTERS)] += count
+    found = [{"frame": frame, "rows": count} for frame, count in shown.most_common()]
+    if found:
+        others = len(found) - FRAMES_SHOWN
+        more = f", and {others} other texts are shared (see run.json)" if others > 0 else ""
+        texts = ", ".join(f'{one["rows"]} prompts share "{one["frame"]}"' for one in found[:FRAMES_SHOWN])
+        console.say(f"curate: {texts}{more}; prompts are compared without it")
     if long := sum(count for frame, count in counts if word_count(frame) >= LONG_FRAME):
         console.say(
             f"curate: {long} prompts say at least {LONG_FRAME} words alike: move these to the system turn"
             " (collect.system, or a system message in the rows), so that a prompt holds what varies"
         )
-    if len(found) > FRAMES_SHOWN:
-        console.say(f"curate: {len(found) - FRAMES_SHOWN} more frames are shared by fewer prompts; see run.json")
     return found[:FRAMES_RECORDED]
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.core.jsonl import read_jsonl, read_sessions
+from distill.curate import stage
 from distill.curate.test_split import held_out
 from distill.text.tokens import rouge_l, rouge_tokens
 from distill.types import Session
@@ -107,6 +108,21 @@ def test_a_job_with_a_template_keeps_its_rows_and_has_its_test_rows(tmp_path, ca
     assert (counts["test"], counts["kept"] >= 48) == (8, True)
     assert counts["frames"] == [{"frame": "translate the sentence below into greek: …", "rows": 60}]
     assert capsys.readouterr().err.count("60 prompts share") == 1
+
+
+class Frames:
+    """Three frames, of which two differ behind what is shown."""
+
+    def counts(self, prompts):
+        assert list(prompts) == []
+        return [(f"{'help desk ' * 12}one …", 30), ("what is …", 20), (f"{'help desk ' * 12}two …", 12)]
+
+
+def test_frames_that_look_alike_are_one_line(capsys):
+    assert [one["rows"] for one in stage._report_frames(Frames(), [])] == [42, 20]
+    said = capsys.readouterr().err
+    assert said.startswith('curate: 42 prompts share "help desk ')
+    assert ', 20 prompts share "what is …"; prompts are compared without it\n' in said
 
 
 @settings(max_examples=40, deadline=None)
