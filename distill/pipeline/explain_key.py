@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from distill.core.registry import suggest
-from distill.errors import RecipeError, shorten
+from distill.errors import RecipeError
 from distill.pipeline.recipe_keys import Key, every_key, keys, value_text
 
 WIDTH = 100
@@ -92,4 +92,5 @@ def _list(children: Sequence[Key]) -> Iterator[str]:
     width = max((len(key.name) for key in children), default=0)
     for key in children:
         default = f" [{key.default}]" if key.default and not key.children else ""
-        yield f"  {key.name:{width}}  {shorten(key.summary, WIDTH)}{default}"
+        head = f"  {key.name:{width}}  "
+        yield from textwrap.wrap(f"{head}{key.summary}{default}", WIDTH + 20, subsequent_indent=" " * len(head))

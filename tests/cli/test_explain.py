@@ -59,6 +59,13 @@ def test_without_a_key_the_sections_are_listed():
     assert listed == [key.path for key in keys()]
 
 
+def test_a_list_of_keys_says_each_sentence_to_its_end():
+    for section in ("collect", "train", "curate"):
+        [key] = explain_key.find(section)
+        listed = " ".join(" ".join(explain_key.lines(section)).split())
+        assert [child.path for child in key.children if " ".join(child.summary.split()) not in listed] == []
+
+
 def test_every_key_and_part_is_found_by_its_path():
     assert [key.path for key in every_key() if key not in explain_key.find(key.path)] == []
 
