@@ -39,7 +39,7 @@ def _run(
     overrides: Sequence[str] | None,
     redo: Sequence[str],
     allowed: Sequence[str] | None,
-    **options: bool,
+    **options: Any,
 ) -> None:
     """Run stages of a recipe; `options` are those of `RunOptions`."""
     from distill.pipeline.runner import run_recipe
@@ -76,7 +76,6 @@ def run(
 
     Example: distill run quickstart --set train.epochs=3
     """
-    console.hint(f"to watch it in a browser, type: distill ui {run_dir.parent if run_dir else 'runs'}")
     _run(
         recipe,
         _names(stages) or None,
@@ -91,6 +90,7 @@ def run(
         yes=yes,
         takeover=takeover,
         wait=not no_wait,
+        hint=f"to watch it in a browser, type: distill ui {run_dir.parent if run_dir else 'runs'}",
     )
 
 

@@ -113,7 +113,10 @@ def read_base(student_folder: Path) -> dict[str, Any]:
     value = read_json(student_folder / "base.json")
     kinds: dict[str, Any] = {"model": str, "fingerprint": str, "template": str, "quantised": int}
     if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in kinds.items()):
-        raise ModelError(f"{student_folder}/base.json is missing or incomplete; train the student first")
+        raise ModelError(
+            f"no finished student is in {student_folder}: its base.json is missing or incomplete; train the student"
+            f" first: distill train {student_folder.parent}"
+        )
     if "layers" not in value or not isinstance(value["layers"], list | None):
         raise ModelError(f"{student_folder}/base.json has no list of layers, or null for all; train the student again")
     return value

@@ -253,7 +253,10 @@ def _judge_system(plain: Reply, reply: Reply) -> Judgement:
     if plain.usage is None or reply.usage is None:
         return "unclear", "the model does not obey it, and prompt tokens are not counted"
     before, after = plain.usage.prompt_tokens, reply.usage.prompt_tokens
-    return "ignored" if before == after else "honoured", f"not obeyed; {after} prompt tokens with it, {before} without"
+    counts = f"{after} prompt tokens with it, {before} without"
+    if before == after:
+        return "ignored", f"it adds nothing to the prompt: {counts}"
+    return "honoured", f"it is in the prompt ({counts}), though this model does not follow it"
 
 
 def _judge_json(plain: Reply, reply: Reply) -> Judgement:

@@ -107,6 +107,7 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     section = context.recipe.expand
     assert section is not None
     growth = growth_of(context)
-    seeds = load_seeds(Path(section.seeds)) if isinstance(section.options, SeededOptions) else []
+    is_seeded = isinstance(section.options, SeededOptions) and not context.options.stand_in
+    seeds = load_seeds(Path(section.seeds)) if is_seeded else []
     with asking(context, "expand", record, section.tasks) as engine:
         return expand(context.folder, growth=growth, target=section.tasks, engine=engine, seeds=seeds)

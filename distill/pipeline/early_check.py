@@ -36,9 +36,9 @@ def try_before_paying(context: Context, run: Run, names: Sequence[str]) -> None:
     asks = recipe.teachers and any(run.changes(name, as_it_would_begin(context, name)) != [] for name in before)
     if not asks or recipe.student is None or not _is_known(recipe.student.model, context.options.offline_student):
         return
-    for line in training_lines(recipe):
-        console.say(line)
     if "train" in names:
+        for line in training_lines(recipe):
+            console.say(line)
         console.say(try_model(seed_sessions(recipe), settings_of(recipe)))
 
 

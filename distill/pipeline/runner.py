@@ -154,7 +154,7 @@ def _require_earlier(context: Context, run: Run, name: str) -> None:
             and student_folder.is_student(student_folder.current(context.folder))
         ):
             continue  # a finished student stays in use until the next one is finished
-        if entry is None or entry["status"] in ("running", "failed"):
+        if entry is None or entry["status"] in ("running", "failed") or (earlier == "train" and not is_finished(entry)):
             raise StageIncomplete(f"`{name}` needs a finished `{earlier}`; type: distill {earlier} {context.folder}")
         if entry["status"] == "partial" and not (context.options.accept_partial or is_finished(entry)):
             raise StageIncomplete(
@@ -167,6 +167,8 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
     changes = run.changes(name, record)
     if changes == [] and name not in options.redo and not (options.retry_failed and STAGES[name].asks_teacher):
         return False
+    if options.hint:
+        console.hint(options.hint)
     console.say(_beginning(context, name, changes))
     interrupts.check()
     run.begin(name, record)
@@ -180,7 +182,8 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
             raise
         console.warn(f"{stop}; going on with what there is")
     except KeyboardInterrupt:
-        record.status, record.detail = "failed", f"interrupted; {AGAIN}"
+        record.status = "partial" if name == "train" else "failed"
+        record.detail = f"interrupted; {AGAIN}"
         raise Interrupted(f"interrupted in {name}; what was finished is kept: {AGAIN}") from None
     except BaseException as error:
         record.status, record.detail = "failed", strike(str(error)) or type(error).__name__

@@ -20,13 +20,13 @@ from distill.core import console
 from distill.core.files import cache_dir, flatten
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
-from distill.errors import shorten
 from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
 from distill.pipeline.runner import run_recipe
 from distill.pipeline.smoke_rows import write_stand_in
 from distill.run.context import RunOptions
+from distill.run.decisive import shown
 
 MODEL_LAYERS, KEPT_LAYERS = 3, 2
 ROWS, TASKS, TEST = 24, 24, 4
@@ -95,7 +95,9 @@ def smoke(path: Path, folder: Path) -> SmokeResult:
         _replace_instructions(document.get("compare") or {}, folder)
         file = folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), "utf-8")
-        run_recipe(file, run_dir=folder / "run", options=RunOptions(yes=True, takeover=True), farewell=False)
+        run_recipe(
+            file, run_dir=folder / "run", options=RunOptions(yes=True, takeover=True, stand_in=True), farewell=False
+        )
     changes = tuple(_changes(before, flatten(document, lists=True)))
     return SmokeResult(recipe.name, time.monotonic() - started, changes, folder / "run")
 
@@ -103,12 +105,8 @@ def smoke(path: Path, folder: Path) -> SmokeResult:
 def lines(result: SmokeResult) -> Iterator[str]:
     """The changed keys with both values, and how long it took."""
     for change in result.changes:
-        yield f"  {change.key}: {_short(change.before)} → {_short(change.after)}"
+        yield f"  {change.key}: {shown(change.before)} → {shown(change.after)}"
     yield f"{result.name}: smoke passed in {result.seconds:.1f} s"
-
-
-def _short(value: Any) -> str:
-    return shorten("unset" if value is None else str(value), 60)
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[RecipeChange]:

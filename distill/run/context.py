@@ -52,6 +52,10 @@ class RunOptions:
     """Asks for consent to that, where `yes` is False; without it there is none."""
     takeover: bool = False
     """Continue in a run folder of another recipe."""
+    hint: str = ""
+    """A line for a person at a terminal, before the first stage that runs."""
+    stand_in: bool = False
+    """The teacher is a stand-in, so that nothing is said about its tasks."""
 
 
 DEFAULTS = RunOptions()

@@ -15,7 +15,7 @@ import yaml
 
 from distill.cli.main import _code
 from distill.core import student_folder
-from distill.run.record import read_record
+from distill.run.record import read_record, run_record
 from tests.train.test_fresh import kill_after_a_checkpoint, write_curated
 
 pytest.importorskip("torch")
@@ -82,13 +82,14 @@ def test_a_training_that_is_cut_short_leaves_the_student_to_the_byte(trained, ho
         kill_after_a_checkpoint(trained, *LONGER)
     else:
         assert interrupted(trained, *(LONGER if how == "Ctrl-C" else ["--fresh"])) == 130
+        assert run_record(trained).stages["train"].status == "partial"
     assert digests(trained / "student") == before
 
     capsys.readouterr()
     assert _code(["export", str(trained), "--to", "adapter", "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().err
     assert "a later training is unfinished" in lines
-    assert ("train.epochs 4.0 → 9.0" in lines) == (how != "--fresh, Ctrl-C")
+    assert ("train.epochs 4 → 9" in lines) == (how != "--fresh, Ctrl-C")
     assert "- epochs: 4.0\n" in (tmp_path / "out/README.md").read_text()
 
     assert _code(["train", str(trained), *(LONGER if how != "--fresh, Ctrl-C" else ["--set", "train.epochs=4"])]) == 0
