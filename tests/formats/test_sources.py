@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
 from distill.engine.mock_server import MockServer
-from distill.errors import ModelError, RecipeError, RunFolderError
+from distill.errors import ModelError, RecipeError, RunFolderError, SeedsError
 from distill.formats import sources as sources_module
 from distill.formats.import_file import import_command, import_file
 from distill.formats.importers import Address, load_tasks
@@ -199,6 +199,17 @@ def test_tokens_are_counted_by_a_tokenizer_json(tmp_path):
 def test_collect_takes_tasks_from_any_format(tmp_path, name, text, instructions):
     (tmp_path / name).write_text(text)
     assert [task.instruction for task in load_tasks(tmp_path / name)] == instructions
+
+
+def test_a_table_of_other_names_says_how_tasks_are_made_of_it(tmp_path):
+    (tmp_path / "a.csv").write_text("Was?,Wer\nRad?,Ich\n")
+    with pytest.raises(SeedsError) as raised:
+        load_tasks(tmp_path / "a.csv")
+    assert f"type: distill import {tmp_path}/a.csv --prompt 'Was?' --as tasks --out tasks.jsonl" in str(raised.value)
+    out, options = tmp_path / "tasks.jsonl", dict.fromkeys(LEFT_OUT)
+    options |= {"format": None, "kind": "tasks", "take": None, "seed": 7}
+    import_command(str(tmp_path / "a.csv"), out, columns=NamedColumns("Was?"), **options)
+    assert [task.instruction for task in load_tasks(out)] == ["Rad?"]
 
 
 def test_rows_that_are_no_task_are_left_out_with_a_warning(tmp_path, capsys):

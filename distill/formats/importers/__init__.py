@@ -103,10 +103,11 @@ def read(
     return importer.read(address)
 
 
-def guess(path: str, columns: NamedColumns | None = None) -> tuple[str, str]:
+def guess(path: str, columns: NamedColumns | None = None, *, as_tasks: bool = False) -> tuple[str, str]:
     """The format of the data at a path, and how it was recognised.
 
-    Raises `RecipeError` for an unknown format, and for a file that lacks one of the `columns`.
+    Raises `RecipeError` for an unknown format, and for a file that lacks one of the `columns`; with `as_tasks`, its
+    advice is for a place where columns cannot be named.
     """
     place = Path(path)
     if place.is_dir():
@@ -114,10 +115,10 @@ def guess(path: str, columns: NamedColumns | None = None) -> tuple[str, str]:
     if not place.exists():
         hub = "; if it is a dataset of the Hub, add --from hub" if HUB_ID.match(path) and not place.suffix else ""
         raise RecipeError(f"no file {path}; check the path{hub}")
-    return _guess_file(place, columns)
+    return _guess_file(place, columns, as_tasks=as_tasks)
 
 
-def _guess_file(file: Path, columns: NamedColumns | None) -> tuple[str, str]:
+def _guess_file(file: Path, columns: NamedColumns | None, *, as_tasks: bool) -> tuple[str, str]:
     kind = containers.kind_of(file)
     if kind == "table" and columns is None:
         return "parquet", "by its first bytes"
@@ -140,6 +141,9 @@ def _guess_file(file: Path, columns: NamedColumns | None) -> tuple[str, str]:
         if len(keys) > 1:
             named = f"--prompt {quote(keys[0])} --answer {quote(keys[1])}"
             how = f"name its columns, such as {named} (in a recipe `prompt:` and `answer:`), or its format: --from"
+            if as_tasks:
+                command = f"distill import {quote(str(file))} --prompt {quote(keys[0])} --as tasks --out tasks.jsonl"
+                how = f"to make tasks of a column, type: {command}"
     elif peeked and isinstance(first := peeked[0], RejectedRow):
         what = f"line {first.line}: {first.reason}, {first.detail}"
     raise RecipeError(f"{file}: unknown format ({what}); {how}")
@@ -238,7 +242,7 @@ def load_tasks(path: Path) -> list[Task]:
     there is no task.
     """
     try:
-        name, _ = guess(str(path)) if path.exists() else ("lines", "")
+        name, _ = guess(str(path), as_tasks=True) if path.exists() else ("lines", "")
         rows = list(read(name, Address(str(path))))
     except RecipeError as error:
         raise SeedsError(f"cannot read the tasks: {error}") from error
