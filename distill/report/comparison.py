@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.report.numbers import AxisScale, Row, as_text, fixed, number, percent
+from distill.report.numbers import AxisScale, Row, as_text, fixed, money, number, percent
 from distill.run.record import RunRecord
 from distill.run.scores import (
     TITLES,
@@ -268,7 +268,7 @@ def _power(power: Mapping[str, Any]) -> str | None:
     prompts, usd = number(finite(power.get("prompts"))), finite(power.get("usd"))
     if prompts is None:
         return None
-    return f"{prompts} {power.get('explanation')}" + (f"; about USD {fixed(usd, 2)}" if usd is not None else "")
+    return f"{prompts} {power.get('explanation')}" + (f"; about USD {money(usd)}" if usd is not None else "")
 
 
 def _split(record: RunRecord) -> str | None:

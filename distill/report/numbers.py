@@ -36,6 +36,11 @@ def duration(seconds: float | None) -> str | None:
     return None if seconds is None else console.duration(seconds)
 
 
+def money(usd: float | None) -> str | None:
+    """USD as in `core.console`, without the unit; None stays None."""
+    return None if usd is None else console.money(usd).removeprefix("USD ")
+
+
 def size(count: float | None) -> str | None:
     """Bytes in GB or MB (powers of ten)."""
     return None if count is None else f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -151,7 +151,9 @@ def render(page: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(numbers, name) for name in ("number", "duration", "fixed", "percent", "size")}
+    environment.filters |= {
+        name: getattr(numbers, name) for name in ("number", "duration", "fixed", "percent", "size", "money")
+    }
     style = _piece("page.css")
     names = (*LIBRARIES, "page.js") if page["data"] is not None else ("page.js",)
     scripts = [_piece(name) for name in names]
