@@ -92,7 +92,7 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     read_record(run)
     recipe = load_recipe(run)
     say_which(run, recipe)
-    rows, what = _prompts_to_train(run)
+    rows, what = _prompts_to_train(run, recipe)
     sessions = {session.id: session for session in read_sessions(run / "kept.jsonl")}
     held_out = [_question(row) for row in read_jsonl(run / "answers.jsonl")]
     frames = PromptFrames([*map(asked_of, sessions.values()), *held_out])
@@ -122,14 +122,16 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     return [*lines, _price(run, count), f"next: distill run {recipe_file}"]
 
 
-def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], Ground]:
+def _prompts_to_train(run: Path, recipe: Recipe) -> tuple[list[Mapping[str, Any]], Ground]:
     """The rows of answers.jsonl that call for more training, worst first, and why they do; none for more of the same.
 
     Where a judge's verdict cannot be read, the leading measure says whether the student lost, to its base.
     """
     path = run / "answers.jsonl"
     if not path.is_file() or not (run / "kept.jsonl").is_file():
-        raise RunFolderError(f"{run} was not trained and compared yet; type: distill run {run}")
+        lacks = [f"`{name}`" for name in ("train", "compare") if getattr(recipe, name) is None]
+        remedy = f"its recipe has no {' and no '.join(lacks)}" if lacks else f"type: distill run {run}"
+        raise RunFolderError(f"{run} was not trained and compared yet; {remedy}")
     rows: list[Mapping[str, Any]] = [row for row in read_jsonl(path) if "coverage" in row]
     rows.sort(key=lambda row: row.get("outcome", {}).get("margin", 0.0))
     if losses := [row for row in rows if row["coverage"]["verdict"] != "fine"]:
@@ -188,7 +190,9 @@ def _all_seeds(run: Path, recipe: Recipe, rows: _Rows, selection: Sequence[Clust
     seeds = list(_seeds(selection, rows, each))
     seeds += _own_seeds(recipe, FEWEST_SEEDS - len(seeds))
     if not seeds:
-        every = [{"coverage": {"nearest": [{"id": id, "similarity": 0.0} for id in rows.sessions]}}]
+        every: list[Mapping[str, Any]] = [
+            {"coverage": {"nearest": [{"id": id, "similarity": 0.0} for id in rows.sessions]}}
+        ]
         seeds = list(_seeds([Cluster({}, "any", every)], rows, FEWEST_SEEDS))
     if not seeds:
         raise RunFolderError(

@@ -197,7 +197,11 @@ def test_where_nothing_is_behind_more_of_the_same_is_planned_with_its_price(run,
 
 def test_a_run_that_was_not_compared_has_no_next_round(run, tmp_path):
     (run / "answers.jsonl").unlink()
-    with pytest.raises(RunFolderError, match="was not trained and compared yet"):
+    with pytest.raises(RunFolderError, match="was not trained and compared yet; type: distill run"):
+        next_round.plan(run, tmp_path)
+    lacking = re.sub("(?m)^compare:.*\n(  .*\n)+", "", (run / "recipe.yaml").read_text())
+    (run / "recipe.yaml").write_text(lacking)
+    with pytest.raises(RunFolderError, match="compared yet; its recipe has no `compare`"):
         next_round.plan(run, tmp_path)
 
 
