@@ -32,7 +32,7 @@ function card(run) {
     el(
       "a", { class: "run", href: address([run.name]) },
       el("span", { class: "name" }, el("bdi", {}, run.name), pill(run.status)),
-      el("span", { class: spent === null ? "cost none" : "cost" }, spent === null ? "no price" : usd(spent), cap === null ? "" : ` of ${usd(cap)}`),
+      el("span", { class: spent === null ? "cost none" : "cost" }, spent === null ? (run.teacher ? "no price" : "no teacher") : usd(spent), cap === null ? "" : ` of ${usd(cap)}`),
       el("span", { class: "dots" }, (run.stages ?? []).map(dot)),
       el("span", { class: "when" }, ago(run.touched)),
       el("span", { class: "story", dir: "auto" }, run.fault ?? run.headline ?? models),
