@@ -9,6 +9,7 @@ from distill.core import console
 from distill.core.embedded import EMBEDDED
 from distill.core.model_files import describe_on_hub, local_folder
 from distill.core.weights import looks_like_path
+from distill.curate.stage import roles_of_filters
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
 from distill.pipeline.staleness import as_it_would_begin
@@ -33,12 +34,14 @@ def try_before_paying(context: Context, run: Run, names: Sequence[str]) -> None:
     """
     recipe, order = context.recipe, list(STAGES)
     before = [name for name in names if STAGES[name].asks_teacher and order.index(name) < order.index("train")]
+    if not roles_of_filters(recipe, context.options.allowed):
+        before = [name for name in before if name != "curate"]
     asks = recipe.teachers and any(run.changes(name, as_it_would_begin(context, name)) != [] for name in before)
     if not asks or recipe.student is None or not _is_known(recipe.student.model, context.options.offline_student):
         return
+    for line in training_lines(recipe):
+        console.say(line)
     if "train" in names:
-        for line in training_lines(recipe):
-            console.say(line)
         console.say(try_model(seed_sessions(recipe), settings_of(recipe)))
 
 

@@ -23,7 +23,7 @@ from distill.text.tokens import visible
 
 OLD_DEFAULTS: Mapping[str, tuple[int, Any, Any]] = {}
 """Defaults that have changed, by recipe key: the stage's `REVISION` that changed it, the old value, the new value."""
-EMPTY = (None, "", (), [], {})
+EMPTY: tuple[Any, ...] = (None, "", (), [], {})
 _MAX_SHOWN = 60
 
 

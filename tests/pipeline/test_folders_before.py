@@ -89,7 +89,7 @@ def test_the_recipe_of_a_folder_is_read_before_another_replaces_it(before, tmp_p
     capsys.readouterr()
     assert _code(["run", str(tmp_path / "recipe.yaml"), "--run-dir", str(before)]) == 0
     said = capsys.readouterr().err
-    assert "curate runs again: curate ['empty', 'length'] → ['empty']" in said
+    assert "curate runs again: curate [empty, length] → [empty]" in said
     assert "collect runs again" not in said
 
 

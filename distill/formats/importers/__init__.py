@@ -136,13 +136,13 @@ def _guess_file(file: Path, columns: NamedColumns | None, *, as_tasks: bool) -> 
         return ("json", "rows of several formats") if len(names) > 1 else (next(iter(names)), keys)
     what, how = "nothing in it", f"expected {', '.join(IMPORTERS)}{HOW_TO_NAME}"
     if rows:
-        keys = [one_line(str(key), 60) for key in rows[0].value]
-        what = f"it has the keys {', '.join(keys[:6])}"
-        if len(keys) > 1:
-            named = f"--prompt {quote(keys[0])} --answer {quote(keys[1])}"
+        heads = [one_line(str(key), 60) for key in rows[0].value]
+        what = f"it has the keys {', '.join(heads[:6])}"
+        if len(heads) > 1:
+            named = f"--prompt {quote(heads[0])} --answer {quote(heads[1])}"
             how = f"name its columns, such as {named} (in a recipe `prompt:` and `answer:`), or its format: --from"
             if as_tasks:
-                command = f"distill import {quote(str(file))} --prompt {quote(keys[0])} --as tasks --out tasks.jsonl"
+                command = f"distill import {quote(str(file))} --prompt {quote(heads[0])} --as tasks --out tasks.jsonl"
                 how = f"to make tasks of a column, type: {command}"
     elif peeked and isinstance(first := peeked[0], RejectedRow):
         what = f"line {first.line}: {first.reason}, {first.detail}"
