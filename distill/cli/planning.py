@@ -143,11 +143,16 @@ def doctor(
     Example: distill doctor runs/quickstart
     """
     from distill.pipeline import doctor as examination
+    from distill.run.layout import run_named
 
     if url is not None and Path(url).is_dir():
         is_sound = examination.examine_folder(Path(url), at=at, api_key_env=api_key_env)
     elif at is not None:
         raise RecipeError("--at needs a run: give its folder as well")
+    elif url is not None and ":" not in url:
+        run = run_named(Path(url).name)
+        near = f'did you mean "{run}"?' if run is not None else "give a run, or a URL that ends in /v1"
+        raise RecipeError(f"{url} is no folder and no address; {near}")
     else:
         is_sound = examination.examine(url, model=model, api_key_env=api_key_env)
     if not is_sound:

@@ -22,6 +22,7 @@ from distill.formats.named_columns import named_columns
 from distill.pipeline.requirements import require_roles
 from distill.recipe import BaseOptions, Parts, Recipe, load, load_recorded
 from distill.recipe import Source as Data
+from distill.run.layout import run_named
 from distill.train.objectives import OBJECTIVES
 from distill.train.options import TrainOptions
 
@@ -123,6 +124,10 @@ def recipe_of_record(document: Mapping[str, Any], *, allowed: Collection[str] = 
     return load_recorded(document, parts(allowed=allowed))
 
 
+DATA = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Suffixes of files that are no recipes."""
+
+
 def recipe_file(path: Path) -> Path:
     """The file of a recipe that is given as a file, a run folder or the bare name of a shipped one."""
     if os.path.isdir(path):
@@ -132,8 +137,10 @@ def recipe_file(path: Path) -> Path:
         return inside
     if not os.path.exists(path) and path.suffix == "" and len(path.parts) == 1:
         if path.name not in shipped():
-            files = [file.stem for file in Path().glob("*.yaml") if file.stem == path.name]
-            hint = f'; did you mean "{files[0]}.yaml"?' if files else registry.suggest(path.name, shipped())
+            near = file if (file := Path(f"{path.name}.yaml")).is_file() else run_named(path.name)
+            hint = f'; did you mean "{near}"?' if near is not None else registry.suggest(path.name, shipped())
             raise RecipeError(f'no file and no shipped recipe "{path}"{hint}')
         return assets.find(f"recipes/{path.name}.yaml")
+    if path.suffix in DATA:
+        raise RecipeError(f"{path} is data, no recipe; name it in one under `sources`, or type: distill import {path}")
     return path

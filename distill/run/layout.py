@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from distill.recipe import Recipe
 
@@ -42,3 +43,9 @@ def stages_of(recipe: Recipe) -> list[str]:
 def stage_that_writes(name: str) -> str:
     """The stage that writes a file of the run folder."""
     return next(stage for stage, files in STAGES.items() if name in files.outputs)
+
+
+def run_named(name: str) -> Path | None:
+    """The run of that name in the folder runs/, for advice; None where there is none."""
+    run = Path("runs") / name
+    return run if (run / "run.json").is_file() else None

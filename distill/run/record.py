@@ -22,6 +22,7 @@ from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
 from distill.run import decisive, students
+from distill.run.layout import run_named
 from distill.run.origin import NO_FILE, Origin, recorded, require_owner
 from distill.run.reading import json_object, validated
 
@@ -272,8 +273,8 @@ def _whereabouts(folder: Path) -> str:
     """Where a run may be that is not in `folder`."""
     if inside := sorted(path.parent for path in folder.glob("*/run.json")):
         return f"name one of the runs in it, such as {inside[0]}"
-    usual = Path("runs") / folder.name
-    return f'did you mean "{usual}"?' if (usual / "run.json").is_file() else "start one with `distill run RECIPE`"
+    usual = run_named(folder.name)
+    return f'did you mean "{usual}"?' if usual is not None else "start one with `distill run RECIPE`"
 
 
 def run_record(folder: Path) -> RunRecord:

@@ -89,6 +89,11 @@ def test_a_bare_name_is_answered_by_the_file_or_the_run_of_that_name(tmp_path, m
     (tmp_path / "mine.yaml").touch()
     with pytest.raises(RecipeError, match=r'did you mean "mine\.yaml"\?'):
         recipe_file(Path("mine"))
+    (tmp_path / "mine.yaml").unlink()
+    with pytest.raises(RecipeError, match='did you mean "runs/mine"'):
+        recipe_file(Path("mine"))
+    with pytest.raises(RecipeError, match=r"rows\.csv is data, no recipe; name it in one under `sources`"):
+        recipe_file(Path("rows.csv"))
     with pytest.raises(RunFolderError, match='did you mean "runs/mine"'):
         record_module.read_record(Path("mine"))
     with pytest.raises(RunFolderError, match="name one of the runs in it, such as runs/mine"):
