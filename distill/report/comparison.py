@@ -261,7 +261,8 @@ def _correctness(scores: Comparison) -> str | None:
     """A warning where no measure judges correctness (Gudibande et al., 2023)."""
     if scores.judge or scores.lm_eval or scores.metrics.get("instructions", Measured()).by:
         return None
-    return "not measured: no judge, no checked instructions; these numbers say how like the teacher the answers sound"
+    likeness = f"how like the {scores.titles['teacher'].lower()} the answers sound"
+    return f"not measured: no judge, no checked instructions; these numbers say {likeness}"
 
 
 def _power(power: Mapping[str, Any]) -> str | None:
@@ -285,8 +286,8 @@ def _ceiling(scores: Comparison, metrics: Sequence[MetricRow]) -> str | None:
     """The similarity of the teacher's own second answer, which no student can be expected to exceed."""
     again = [metric for metric in metrics if "teacher_again" in metric.measure.by]
     if not again:
-        has_student = any("student" in metric.measure.by for metric in metrics)
-        return "not known: the teacher's second answers are not there to compare with" if has_student else None
+        is_askable = not scores.is_of_data and any("student" in metric.measure.by for metric in metrics)
+        return "not known: the teacher's second answers are not there to compare with" if is_askable else None
     likeness = next((metric for metric in again if metric.name == "rouge_l"), again[0])
     mean = fixed(likeness.measure.by["teacher_again"].mean, likeness.decimals)
     return f"{scores.described('teacher_again') or 'the teacher asked a second time'}; {likeness.title} {mean}"
