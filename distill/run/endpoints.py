@@ -17,7 +17,7 @@ from distill.run.decisive import flat
 from distill.types import Task
 
 ROLE = "teacher"
-OTHER_ROLES = ("user", "judge")
+OTHER_ROLES = ("user", "judge", "weaker")
 RESPONDENTS: tuple[Literal["student", "base"], ...] = ("student", "base")
 """Models that compare may ask at endpoints of their own."""
 
@@ -52,7 +52,7 @@ class Teachers:
     all: tuple[RecipeEndpoint, ...]
     seed: int
     others: tuple[RecipeEndpoint, ...] = ()
-    """Endpoints of `user` and `judge` where the recipe gives them (else the main teacher plays it), and respondents."""
+    """Endpoints of `OTHER_ROLES` where the recipe gives them (else the main teacher plays it), and respondents."""
 
     @property
     def main(self) -> RecipeEndpoint:
