@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from distill.train.options import TrainSettings
 
 OBJECTIVES = {
+    "preference": "distill.train.objectives.preference:Preference",
     "sft": "distill.train.objectives.sft:Sft",
     "soft": "distill.train.objectives.soft:Soft",
 }
@@ -27,6 +28,8 @@ class TrainingData:
     """The run's folder."""
     examples: Examples
     """Those that are trained on; a row is an index in them."""
+    usable: Examples
+    """These, and those held out."""
     sessions: Mapping[str, Session]
     """The kept sessions by id, held-out ones among them."""
     held_out: tuple[Session, ...]
