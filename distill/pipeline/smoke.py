@@ -124,7 +124,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Re
 def _replace_models(document: Mapping[str, Any], url: str, model: Path) -> None:
     """Every endpoint becomes the stand-in at `url`, and the student the tiny `model`."""
     teachers, compare = document.get("teacher") or [], document.get("compare") or {}
-    sections = [document.get("user"), document.get("judge"), compare.get("student"), compare.get("base")]
+    sections = [*map(document.get, ("user", "judge", "weaker")), compare.get("student"), compare.get("base")]
     for section in filter(None, [*(teachers if isinstance(teachers, list) else [teachers]), *sections]):
         for name in ("serve", "api_key_env", "headers_env", "revision"):
             section.pop(name, None)

@@ -32,7 +32,7 @@ def pair(rejected: str = OTHER, *, role: str = "assistant", score: float | None 
         (pair(score=8.0, loser=7.5), {"min_margin": 0.5}, "ok"),
         (pair(score=8.0, loser=7.5), {"min_margin": 1}, "small_margin"),
         (pair("No."), {}, "unlike_lengths"),
-        (pair("No."), {"max_length_ratio": None}, "ok"),
+        (pair("No."), {"max_length_ratio": 1000}, "ok"),
         (pair(f"  {LONG} \n"), {"rouge_l": 1}, "same_answers"),
         (pair(LONG.replace("rises", "begins")), {}, "nearly_same"),
         (pair(LONG.replace("rises", "begins")), {"rouge_l": 1}, "ok"),

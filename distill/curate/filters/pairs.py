@@ -44,8 +44,8 @@ class Pairs:
 
         min_margin: Annotated[float, Field(ge=0)] | None = None
         """Least difference of the answers' scores, in their own unit, where both have one (best_of, imported sets)."""
-        max_length_ratio: Annotated[float, Field(ge=1)] | None = 2.0
-        """Greatest ratio of the answers' lengths in words, the longer to the shorter; null for no bound."""
+        max_length_ratio: Annotated[float, Field(ge=1)] = 2.0
+        """Greatest ratio of the answers' lengths in words, the longer to the shorter; 1000 is as good as no bound."""
         rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.9
         """Greatest ROUGE-L F-measure of the two answers; equal ones, but for white space, are dropped at 1 too."""
 
@@ -65,11 +65,11 @@ class Pairs:
         """A verdict names the first bound that is violated, else the margin."""
         if value.fault:
             return Verdict(rule="pairs", keep=False, reason=value.fault)
-        least, margin, most = self.options.min_margin, value.margin, self.options.max_length_ratio
+        least, margin = self.options.min_margin, value.margin
         if least is not None and margin is not None and margin < least:
             return _outside("small_margin", margin, least)
-        if most is not None and value.length_ratio > most:
-            return _outside("unlike_lengths", value.length_ratio, most)
+        if value.length_ratio > self.options.max_length_ratio:
+            return _outside("unlike_lengths", value.length_ratio, self.options.max_length_ratio)
         if value.rouge_l > self.options.rouge_l:
             return _outside("nearly_same", value.rouge_l, self.options.rouge_l)
         return Verdict(rule="pairs", keep=True, reason="ok", value=margin)
