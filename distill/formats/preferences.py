@@ -35,7 +35,11 @@ def preference(row: ForeignRow) -> Iterator[ParsedRow]:
     Without a chosen answer of its own, a row's own answer is the chosen one.
     """
     base, repairs = _base_turns(row)
-    chosen, rejected = (conversation(row, _side(row, keys, base), repairs) for keys in (CHOSEN_KEYS, REJECTED_KEYS))
+    sides = [_side(row, keys, base) for keys in (CHOSEN_KEYS, REJECTED_KEYS)]
+    roles = [side[-1].role if side else "" for side in sides]
+    if roles[0] != roles[1]:
+        raise MalformedRow("different_roles", f"the last turn is of the {roles[0]} or of the {roles[1]}")
+    chosen, rejected = (conversation(row, side, repairs) for side in sides)
     if not chosen.is_answered or not rejected.is_answered:
         raise MalformedRow("no_answer", "found one answer; expected a chosen and a rejected one")
     if chosen.messages[:-1] != rejected.messages[:-1]:

@@ -19,7 +19,7 @@ import yaml
 from distill.core import console
 from distill.core.files import cache_dir, flatten
 from distill.engine.mock_server import MockServer
-from distill.engine.mock_server.stand_in import answer
+from distill.engine.mock_server.stand_in import NAME, answer
 from distill.errors import shorten
 from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
@@ -128,7 +128,9 @@ def _replace_models(document: Mapping[str, Any], url: str, model: Path) -> None:
     for section in filter(None, [*(teachers if isinstance(teachers, list) else [teachers]), *sections]):
         for name in ("serve", "api_key_env", "headers_env", "revision"):
             section.pop(name, None)
-        section |= {"model": "stand-in", "base_url": url}
+        section |= {"model": NAME, "base_url": url}
+    if weaker := document.get("weaker"):
+        weaker["model"] = f"{NAME} of less strength"
     if student := document.get("student"):
         student["model"] = str(model)
         if "prune" in student:

@@ -97,6 +97,7 @@ def test_columns_that_say_something_unused_are_named(row, ignored):
         ({"prompt": U, "response": A, "history": "Hello."}, "no_turns", "found str"),
         ({"chosen": "Human: x\n\nAssistant: y", "rejected": "Human: z\n\nAssistant: y"}, "prompts_differ", "follow"),
         ({"prompt": U, "chosen": A, "rejected": A}, "same_answers", "are the same"),
+        ({"prompt": U, "chosen": A, "rejected": [REPLY, ASK]}, "different_roles", "of the assistant or of the user"),
         ({"text": "<|im_start|>tool\nx<|im_end|>\n<|im_start|>user\ny<|im_end|>"}, "tool_turn", "turn 1"),
         ({"text": "Some plain text."}, "unknown_shape", "found the keys text"),
         ({"input": PASSAGE, "label": 1}, "unknown_shape", "found the keys input, label"),

@@ -289,6 +289,7 @@ def test_a_training_that_goes_astray_ends_as_early_stopping_does_and_says_so(tin
     assert len(training.losses(tmp_path / "student")) == 1
 
 
+TEACHER = {"model": "m", "base_url": "http://127.0.0.1:1/v1", "terms": "ours"}
 RECIPE = {
     "name": "p",
     "sources": [{"path": "rows.jsonl", "from": "preference"}],
@@ -304,6 +305,7 @@ RECIPE = {
         ({"over_length": "split"}, "a pair is not split"),
         ({"lora": {"dropout": 0.1}}, "the reference has neither dropout nor noise"),
         ({"objective": {"kind": "preference", "loss": "sft"}}, "give one of sigmoid"),
+        ({}, "nothing in the recipe makes pairs"),
         ({"objective": {"kind": "preference", "loss": ["ipo", "simpo"]}}, "give one of sigmoid"),
         ({"objective": {"kind": "preference", "gamma": 1}}, "gamma is of `loss: simpo`"),
     ],
@@ -311,8 +313,9 @@ RECIPE = {
 def test_a_recipe_that_cannot_be_right_is_one_line(train, fault, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    made = {"collect": {"tasks": "rows.jsonl"}, "sources": [], "teacher": TEACHER} if not train else {}
     with pytest.raises(DistillError, match=fault):
-        load_recipe({**RECIPE, "train": {**RECIPE["train"], **train}})
+        load_recipe({**RECIPE, **made, "train": {**RECIPE["train"], **train}})
 
 
 def test_the_usual_settings_of_train_are_those_of_preferences(tmp_path, monkeypatch):

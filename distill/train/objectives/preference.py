@@ -97,8 +97,13 @@ class Preference(Sft):
         return GAMMA if gamma is None else gamma
 
     def fault(self, recipe: Recipe) -> str:
-        """What would make policy and reference differ by more than training, or the halves by more than an answer."""
+        """No pairs; what sets policy and reference apart besides training, or the halves besides an answer."""
         assert recipe.train is not None
+        if not _makes_pairs(recipe):
+            return (
+                "preference: nothing in the recipe makes pairs; take collect.strategy: pairs, or best_of with "
+                "`curate: [{filter: pairs}]`, or give pairs as `sources`"
+            )
         options = recipe.train.options
         if options.train_on != "last":
             return "preference: the answers of a pair differ in the last turn alone; take train.train_on out"
@@ -194,6 +199,13 @@ def pair_losses(
     if loss == "ipo":
         return (margin - 1 / (2 * beta)) ** 2
     return -logsigmoid(beta * margin - (gamma if loss == "simpo" else 0.0))
+
+
+def _makes_pairs(recipe: Recipe) -> bool:
+    """Whether there may be pairs among its rows, as far as the recipe says."""
+    strategy = recipe.collect.strategy if recipe.collect is not None else ""
+    is_sifted = any(rule.filter == "pairs" for rule in recipe.curate or ())
+    return bool(recipe.sources) or strategy == "pairs" or ":" in strategy or (strategy == "best_of" and is_sifted)
 
 
 def _fault_of(session: Session) -> str:
