@@ -6,6 +6,7 @@ import pytest
 
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
 from distill.curate.filters.pairs import Pairs
+from distill.curate.filters.pii import PersonalData
 from distill.curate.filters.truncated import Truncated
 from distill.curate.rows import MeasuredRow, sift
 from distill.curate.stage import curate
@@ -72,3 +73,10 @@ def test_pairs_go_through_the_stage_and_back(tmp_path):
     write_rows(tmp_path / "sessions.jsonl", [session(undecided="tie")])
     with pytest.raises(StageIncomplete, match=r"nothing is left to train on: pairs/tie dropped most \(1 of 1"):
         curate(tmp_path, filters=[("pairs", Pairs(Pairs.Options()))], test=0, seed=7)
+
+
+def test_the_rejected_answer_is_masked_too():
+    one, rule = pair("Write to anna@mail.co.uk."), PersonalData(PersonalData.Options(action="mask"))
+    found = rule.measure(one)
+    masked = rule.mend(one, found)
+    assert (found, masked.rejected.content, masked.messages) == ({"email": 1}, "Write to [EMAIL].", one.messages)

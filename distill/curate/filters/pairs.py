@@ -35,7 +35,8 @@ class Contrast:
 class Pairs:
     """Drops sessions with one answer, and pairs that teach nothing, or length alone.
 
-    A session of best_of becomes the pair of its answer and the worst sample that scored lower. Where chosen answers
+    A session of best_of becomes the pair of its answer and the worst sample that scored lower; name this rule before
+    `pii`, which masks rejected answers too. Other rules on answers look at the chosen one. Where chosen answers
     are longer than rejected ones, a student learns to write more: Park et al., 2024, arXiv 2403.19159.
     """
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -145,7 +146,18 @@ class Preference(Sft):
         pairs = [Halves(by_id[id_], self._rejected[id_]) for id_ in examples.ids]
         self._held_out = [Halves(by_id[one.id], self._rejected[one.id]) for one in data.held_out]
         self._pairs, self._source = pairs, Source(data.run, data.settings, examples.ids, data.say)
+        for line in self._remarks(data):
+            data.say(line)
         return {"rejected": json_sha256([[one.rejected.input_ids, one.rejected.labels] for one in pairs])}
+
+    def _remarks(self, data: TrainingData) -> Iterator[str]:
+        if getattr(data.settings, "start", None) is None:
+            yield (
+                f"the reference is {Path(data.settings.model).name} as it stands; where it cannot answer yet, train it by"
+                " `kind: sft` first, and go on from that run: student: {model: runs/NAME}"
+            )
+        if not data.held_out or data.settings.options.eval_steps == 0:
+            yield "nothing watches whether this training goes astray: no rows are held out (train.eval_rows: 8)"
 
     def lengths(self) -> Sequence[int]:
         """Tokens of both halves of each row."""
