@@ -153,8 +153,8 @@ class Preference(Sft):
     def _remarks(self, data: TrainingData) -> Iterator[str]:
         if getattr(data.settings, "start", None) is None:
             yield (
-                f"the reference is {Path(data.settings.model).name} as it stands; where it cannot answer yet, train it by"
-                " `kind: sft` first, and go on from that run: student: {model: runs/NAME}"
+                f"the reference is {Path(data.settings.model).name} as it stands; where it cannot answer yet, train it"
+                " by `kind: sft` first, and go on from that run: student: {model: runs/NAME}"
             )
         if not data.held_out or data.settings.options.eval_steps == 0:
             yield "nothing watches whether this training goes astray: no rows are held out (train.eval_rows: 8)"
