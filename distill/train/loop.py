@@ -183,7 +183,7 @@ def _job(
             show(row)
     examples, held_out = split_held_out(usable, sessions, options.eval_rows, settings.seed)
     layers = _kept_layers(base, settings, examples, say)
-    info = {
+    info: dict[str, Any] = {
         "model": settings.model,
         "fingerprint": fingerprint(settings.model),
         "layers": layers,
@@ -202,6 +202,7 @@ def _job(
         sessions={session.id: session for session in sessions},
         held_out=tuple(held_out),
         settings=settings,
+        layers=layers,
         tokenizer=tokenizer,
         reply=reply,
         say=say,

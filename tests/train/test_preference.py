@@ -57,7 +57,7 @@ def events(run, kind) -> list[dict]:
     return [row for row in read_jsonl(run / "student" / "train_log.jsonl") if row.get("event") == kind]
 
 
-def built(model, run, goal, *, pairs=PAIRS, **changes):
+def built(model, run, goal, *, pairs=PAIRS, start=None, **changes):
     """A trainer with the pairs' two halves and their reference, as a run has it before its first step."""
     from distill.models import loading, third_party
     from distill.train import build, dataset
@@ -65,14 +65,15 @@ def built(model, run, goal, *, pairs=PAIRS, **changes):
     from distill.train.options import TrainSettings
 
     chosen, tokenizer = options(**changes), loading.load_tokenizer(Path(model))
-    settings = TrainSettings(str(model), "chatml", chosen, 1, None, objective=goal)
+    settings = TrainSettings(str(model), "chatml", chosen, 1, None, objective=goal, start=start)
     rows = goal.select(pairs, settings, tokenizer, print)
     examples = dataset.examples_of(rows, "chatml", tokenizer, chosen)
-    goal.prepare(TrainingData(run, examples, examples, {}, (), settings, tokenizer, lambda key: None, print))
+    goal.prepare(TrainingData(run, examples, examples, {}, (), settings, None, tokenizer, lambda key: None, print))
     with third_party.quiet():
         trainer = build.build(
-            Path(model), None, tokenizer, examples, options=chosen, seed=1, output=run / "no", say=print, objective=goal
-        )
+            Path(model), None, tokenizer, examples, options=chosen, seed=1, output=run / "no", say=print, objective=goal,
+            start=start,
+        )  # fmt: skip
     goal.start(trainer)
     return trainer
 
@@ -187,6 +188,23 @@ def test_training_sets_the_chosen_answer_off_and_watches_held_out_pairs(trained)
     assert [row["step"] for row in events(run, "eval")][:2] == [0, 2]
     assert sum(re.match(r"step \d+: 100% of 3 held-out pairs preferred, margin \+", line) is not None for line in lines)
     assert len({row["key"] for row in read_jsonl(run / "reference.jsonl")}) == len(PAIRS) - 3
+
+
+def test_the_reference_of_a_continued_student_is_its_own(trained, tiny, tmp_path):
+    from distill.models.loading import load_student
+
+    start, goal = trained[0] / "student", objective()
+    trainer = built(tiny, tmp_path, goal, start=start)
+    assert stepped(trainer)[0] == pytest.approx(math.log(2), abs=1e-4)
+    student, _ = load_student(start, adapter=True, merge=False)
+    for half, expected in zip(goal._pairs[0].both, goal._reference[0].tolist(), strict=True):
+        ids, labels = torch.tensor([half.input_ids]), torch.tensor(half.labels)
+        with torch.no_grad():
+            logits = student(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        own = -torch.nn.functional.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum")
+        assert float(own) == pytest.approx(expected, rel=1e-4)
+    base = {row["key"] for row in read_jsonl(trained[0] / "reference.jsonl")}
+    assert not base & {row["key"] for row in read_jsonl(tmp_path / "reference.jsonl")}
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(trained, tiny, tmp_path):

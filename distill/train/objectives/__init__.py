@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ class TrainingData:
     held_out: tuple[Session, ...]
     """Those that training is watched by."""
     settings: TrainSettings
+    layers: Sequence[int] | None
+    """Those of the base that the student keeps; None for all."""
     tokenizer: Any
     reply: Callable[[str], Mapping[str, Any] | None]
     """The response body of an answer in the journal, by its key."""

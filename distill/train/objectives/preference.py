@@ -145,13 +145,13 @@ class Preference(Sft):
         by_id = {row.id: row.example for row in data.usable.rows}
         pairs = [Halves(by_id[id_], self._rejected[id_]) for id_ in examples.ids]
         self._held_out = [Halves(by_id[one.id], self._rejected[one.id]) for one in data.held_out]
-        self._pairs, self._source = pairs, Source(data.run, data.settings, examples.ids, data.say)
+        self._pairs, self._source = pairs, Source(data.run, data.settings, data.layers, examples.ids, data.say)
         for line in self._remarks(data):
             data.say(line)
         return {"rejected": json_sha256([[one.rejected.input_ids, one.rejected.labels] for one in pairs])}
 
     def _remarks(self, data: TrainingData) -> Iterator[str]:
-        if getattr(data.settings, "start", None) is None:
+        if data.settings.start is None:
             yield (
                 f"the reference is {Path(data.settings.model).name} as it stands; where it cannot answer yet, train it"
                 " by `kind: sft` first, and go on from that run: student: {model: runs/NAME}"

@@ -58,6 +58,8 @@ class Source:
 
     run: Path
     settings: TrainSettings
+    layers: Sequence[int] | None
+    """Those of the base that the student keeps."""
     ids: Sequence[str]
     """Of the pairs."""
     say: Callable[[str], None]
@@ -69,7 +71,7 @@ def logprobs(trainer: GuardedTrainer, pairs: Sequence[Halves], source: Source) -
     What reference.jsonl lacks is computed, and written pass by pass, so that a killed run goes on. Raises
     `DistillError` where stored values are not this student's.
     """
-    path, start = source.run / NAME, start_of(trainer, source.settings)
+    path, start = source.run / NAME, start_of(trainer, source)
     keys = [json_sha256([*_ids(pair.chosen), *_ids(pair.rejected), start]) for pair in pairs]
     with trainer.accelerator.main_process_first():
         rows = list(whole_rows(path))
@@ -89,14 +91,14 @@ def logprobs(trainer: GuardedTrainer, pairs: Sequence[Halves], source: Source) -
     return torch.tensor([stored[key] for key in keys], dtype=torch.float64)
 
 
-def start_of(trainer: GuardedTrainer, settings: TrainSettings) -> str:
+def start_of(trainer: GuardedTrainer, source: Source) -> str:
     """The SHA-256 of what computes the reference: base, kept layers, precision, and the trainable weights."""
     digest = hashlib.sha256()
     for name, weight in sorted(trainer.model.named_parameters()):
         if weight.requires_grad:
             digest.update(name.encode())
             digest.update(weight.detach().float().cpu().contiguous().view(-1).numpy().data)
-    base = [fingerprint(settings.model), settings.layers, settings.prune_by, settings.options.method]
+    base = [fingerprint(source.settings.model), source.layers, source.settings.options.method]
     return json_sha256([*base, trainer.args.device.type, bool(trainer.args.bf16), digest.hexdigest()])
 
 
