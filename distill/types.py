@@ -82,7 +82,7 @@ class Request:
     """
 
     role: str
-    """`teacher`, `student`, `base`, `judge` or `user`."""
+    """`teacher`, `student`, `base`, `judge`, `user` or `weaker`."""
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
@@ -183,14 +183,14 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A preference: a conversation that ends in the chosen answer, and the rejected one."""
+class Pair(Session):
+    """A preference: a session that ends in the chosen answer, and the rejected one.
 
-    id: str
-    messages: tuple[Message, ...]
-    rejected: Message
+    `meta.rejected` holds what is known of the latter: `teacher`, `key`, `score`, `truncated`.
+    """
+
+    rejected: Message = field(kw_only=True)
     """The other last turn."""
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

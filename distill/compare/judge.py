@@ -19,8 +19,7 @@ from distill.core.assets import fill, load
 from distill.core.hashing import unused_tag
 from distill.engine.providers import Provider
 from distill.recipe import Judging
-from distill.text.judge_replies import GradeScale, read_grade
-from distill.text.tokens import harmless
+from distill.text.judge_replies import GradeScale, between_tags, read_grade
 from distill.text.verdicts import UNPARSED, read_verdict
 from distill.types import Completion, Failure, Flow, Message, Model, Request, Sampling
 
@@ -195,7 +194,7 @@ def _question(kind: str, prompt: Prompt, answers: Sequence[tuple[str, ModelAnswe
     parts += [("solution", prompt.solution)] if prompt.solution is not None else []
     for place, answer in answers:
         parts += [(place, _dialogue(prompt, answer))]
-    material = "\n\n".join(f"<{name}-{tag}>\n{harmless(text)}\n</{name}-{tag}>" for name, text in parts)
+    material = between_tags(parts, tag)
     lead = "The last answer of each dialogue is judged; what stands before it is how it came about.\n\n"
     return fill(
         load(f"judges/{kind}.txt"), tag=tag, criteria=criteria, material=(lead if prompt.later else "") + material

@@ -12,7 +12,7 @@ from distill.core import processes
 from distill.core.files import field_names, json_text, replacing
 from distill.core.json_values import storable
 from distill.errors import DistillError
-from distill.types import Session
+from distill.types import Pair, Session
 
 FIRST_META = {"distill": "rows differ in their meta"}
 """Extra key added to `meta` of the first row only.
@@ -59,22 +59,23 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 
 def read_sessions(path: Path) -> list[Session]:
-    """The sessions of a sessions.jsonl, kept.jsonl or test.jsonl, in order; other keys of a row are ignored."""
+    """The sessions and pairs of a sessions.jsonl, kept.jsonl or test.jsonl, in order.
+
+    A row with `rejected` is a `Pair`; other keys are ignored. Raises `DistillError` with the row's number.
+    """
     from pydantic import TypeAdapter, ValidationError
 
-    adapter, sessions = TypeAdapter(Session), list[Session]()
+    adapters: dict[bool, TypeAdapter[Any]] = {False: TypeAdapter(Session), True: TypeAdapter(Pair)}
+    sessions = list[Session]()
     for number, row in enumerate(read_jsonl(path), start=1):
-        if "rejected" in row:
-            raise DistillError(
-                f"{path}: row {number} is a pair, and nothing is trained on pairs yet; take its chosen answer by"
-                " `distill import FILE --as sessions`"
-            )
+        is_pair = row.get("rejected") is not None
         try:
-            sessions.append(adapter.validate_python(row))
+            sessions.append(adapters[is_pair].validate_python(row))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise DistillError(f"{path}: row {number} is no Session: {where}: {first['msg']}") from error
+            kind = "Pair" if is_pair else "Session"
+            raise DistillError(f"{path}: row {number} is no {kind}: {where}: {first['msg']}") from error
     if sessions:
         sessions[0] = replace(sessions[0], meta=own_meta(sessions[0].meta))
     return sessions

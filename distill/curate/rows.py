@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from distill.core import console, processes
-from distill.types import AskingFilter, Message, RowFilter, Session, Verdict
+from distill.types import AskingFilter, Message, Pair, RowFilter, Session, Verdict
 
 Rules: TypeAlias = Sequence[tuple[str, RowFilter]]
 
@@ -29,8 +29,8 @@ CHUNK_CHARACTERS, CHUNK_ROWS = 400_000, 500
 AHEAD = 3
 """Chunks in flight per process: less than 10 MB is copied at a time."""
 
-Packed: TypeAlias = tuple[str, list[tuple[str, str]], Any]
-"""A session as plain values, which take a fifth of the time to pickle."""
+Packed: TypeAlias = tuple[str, list[tuple[str, str]], Any, tuple[str, str] | None]
+"""A session, or a pair with its rejected turn, as plain values, which take a fifth of the time to pickle."""
 VERDICT_FIELDS = ("keep", "reason", "value", "threshold", "neighbour", "note")
 PackedVerdicts: TypeAlias = tuple[list[tuple[Any, ...]], list[str], Packed | None]
 """A row's verdicts as values of these fields, the rules that changed its session, and the changed session."""
@@ -166,12 +166,15 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _pack(session: Session) -> Packed:
-    return session.id, [(message.role, message.content) for message in session.messages], session.meta
+    turns = [(message.role, message.content) for message in session.messages]
+    rejected = (session.rejected.role, session.rejected.content) if isinstance(session, Pair) else None
+    return session.id, turns, session.meta, rejected
 
 
 def _unpack(packed: Packed) -> Session:
-    id, messages, meta = packed
-    return Session(id, tuple(Message(role, content) for role, content in messages), meta)
+    id, turns, meta, rejected = packed
+    messages = tuple(Message(role, content) for role, content in turns)
+    return Session(id, messages, meta) if rejected is None else Pair(id, messages, meta, rejected=Message(*rejected))
 
 
 def _unpack_into(row: MeasuredRow, packed: PackedVerdicts, rules: Rules) -> None:

@@ -25,7 +25,7 @@ from distill.run.decisive import flat, parts
 from distill.run.record import ACCEPTABLE, StageRecord
 from distill.text.prompt_frames import PromptFrames
 from distill.text.words import word_count
-from distill.types import AskingFilter, Failure, Flow, RowFilter, SetFilter, Verdict
+from distill.types import AskingFilter, Failure, Flow, Pair, RowFilter, SetFilter, Verdict
 
 REVISION = 2
 """Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
@@ -215,7 +215,8 @@ def _lines(rows: Iterable[MeasuredRow]) -> Iterator[dict[str, Any]]:
         earlier = [label for label in row.session.meta.get("labels", []) if label not in row.labels]
         meta = {**row.session.meta, "labels": [*earlier, *row.labels], **(FIRST_META if place == 0 else {})}
         verdicts = [_text(one) for one in sorted(row.verdicts, key=lambda one: one.keep and not row.is_kept)]
-        yield {"id": row.session.id, "messages": row.session.messages, "meta": meta, "verdicts": verdicts}
+        rejected = {"rejected": row.session.rejected} if isinstance(row.session, Pair) else {}
+        yield {"id": row.session.id, "messages": row.session.messages, **rejected, "meta": meta, "verdicts": verdicts}
 
 
 def _text(verdict: Verdict) -> dict[str, Any]:

@@ -19,10 +19,14 @@ from distill.formats.turns import (
     turns_of,
     with_system,
 )
+from distill.types import Message, Pair, Session
 
 CHOSEN_KEYS = ("chosen", "chosen_response", "preferred_output")
 REJECTED_KEYS = ("rejected", "rejected_response", "non_preferred_output")
 BASE_KEYS = ("messages", "conversations", "conversation")
+CHOSEN_SCORES = ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating")
+REJECTED_SCORES = ("score_rejected", "rejected_score", "rejected_rating", "rejected-rating")
+"""Columns of the ratings by which such sets chose, as in UltraFeedback's."""
 
 
 def preference(row: ForeignRow) -> Iterator[ParsedRow]:
@@ -31,14 +35,40 @@ def preference(row: ForeignRow) -> Iterator[ParsedRow]:
     Without a chosen answer of its own, a row's own answer is the chosen one.
     """
     base, repairs = _base_turns(row)
-    chosen, rejected = (conversation(row, _side(row, keys, base), repairs) for keys in (CHOSEN_KEYS, REJECTED_KEYS))
+    sides = [_side(row, keys, base) for keys in (CHOSEN_KEYS, REJECTED_KEYS)]
+    roles = [side[-1].role if side else "" for side in sides]
+    if roles[0] != roles[1]:
+        raise MalformedRow("different_roles", f"the last turn is of the {roles[0]} or of the {roles[1]}")
+    chosen, rejected = (conversation(row, side, repairs) for side in sides)
     if not chosen.is_answered or not rejected.is_answered:
         raise MalformedRow("no_answer", "found one answer; expected a chosen and a rejected one")
     if chosen.messages[:-1] != rejected.messages[:-1]:
         raise MalformedRow("prompts_differ", "the chosen and the rejected answer follow different turns")
     if chosen.messages == rejected.messages:
         raise MalformedRow("same_answers", "the chosen and the rejected answer are the same")
-    yield replace(chosen, rejected=rejected.messages[-1])
+    yield replace(chosen, rejected=rejected.messages[-1], meta={**chosen.meta, **_scores(row.value)})
+
+
+def _scores(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The two answers' ratings, where a row has both as numbers."""
+    keys = (first_key(row, CHOSEN_SCORES), first_key(row, REJECTED_SCORES))
+    scores = [row[key] for key in keys if key is not None and type(row[key]) in (int, float)]
+    return {"score": scores[0], "rejected": {"score": scores[1]}} if len(scores) == 2 else {}
+
+
+def pair_of(session: Session) -> Pair | None:
+    """A pair itself; of a session of best_of, its answer and the worst of the other samples that scored lower."""
+    if isinstance(session, Pair):
+        return session
+    score, others = session.meta.get("score"), session.meta.get("others") or ()
+    worse = [one for one in others if None not in (score, one["score"]) and one["score"] < score]
+    if not worse:
+        return None
+    worst = min(worse, key=lambda one: float(one["score"]))
+    about = {name: worst[name] for name in ("key", "score", "truncated") if name in worst}
+    meta = {key: value for key, value in session.meta.items() if key != "others"}
+    rejected = Message("assistant", worst["text"])
+    return Pair(session.id, session.messages, {**meta, "rejected": about}, rejected=rejected)
 
 
 def answer_turns(value: Any, key: str) -> list[Turn]:

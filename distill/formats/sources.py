@@ -160,17 +160,17 @@ def ingest(
 
 
 def sessions(dataset: Dataset, counts: SourceCounts, seed: int, allowed: Collection[str] = ()) -> Iterator[Session]:
-    """The sessions of a recipe's dataset, in order; preferences are rejected."""
-    return rows_of(dataset, counts, seed, allowed, build=importers.source_session)
+    """The sessions of a recipe's dataset, in order; a preference is a `Pair`."""
+    return rows_of(dataset, counts, seed, allowed, build=importers.session_or_pair)
 
 
 def rows_of(
     dataset: Dataset, counts: SourceCounts, seed: int, allowed: Collection[str] = (), *, build: Build[Any]
 ) -> Iterator[Any]:
-    """The rows of a dataset as `build` makes them, in order: sampled; sessions are then split."""
+    """The rows of a dataset as `build` makes them, in order: sampled; sessions are then split, and pairs never."""
     names = importers.Names()
     for row in _sampled(_rows(dataset, build, names, counts, allowed), dataset.take, seed):
-        if dataset.splitter is None or not isinstance(row, Session):
+        if dataset.splitter is None or not isinstance(row, Session) or isinstance(row, Pair):
             yield row
             continue
         parts = split(row, dataset.splitter)

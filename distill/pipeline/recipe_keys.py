@@ -20,7 +20,8 @@ SCHEMA = "recipe.schema.json"
 STAGES = {
     "expand": "expand", "collect": "collect", "sources": "collect", "collect.test": "curate", "test": "curate",
     "curate": "curate", "student": "train", "train": "train", "compare": "compare",
-    "teacher": "expand, collect, curate, compare", "user": "collect", "judge": "expand, collect, curate, compare",
+    "teacher": "expand, collect, curate, compare", "judge": "expand, collect, curate, compare",
+    "user": "collect", "weaker": "collect",
     "name": "all", "seed": "all", "budget_usd": "all", "reuse": "all", "files": "all",
 }  # fmt: skip
 """The stages that read a key, by the beginning of its path."""

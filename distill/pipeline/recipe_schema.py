@@ -76,6 +76,7 @@ _UNITS = {
     "number": (
         "seed temperature presence_penalty frequency_penalty weight stages learning_rate r alpha weight_decay"
         " max_grad_norm neftune_alpha min_delta highest min_score min max size drop_above"
+        " margin ratio beta gamma"
     ),
 }
 """Units, and the keys that have them, by the whole name or the last word of it."""

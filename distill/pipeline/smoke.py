@@ -19,7 +19,7 @@ import yaml
 from distill.core import console
 from distill.core.files import cache_dir, flatten
 from distill.engine.mock_server import MockServer
-from distill.engine.mock_server.stand_in import answer
+from distill.engine.mock_server.stand_in import NAME, answer
 from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
@@ -122,11 +122,13 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Re
 def _replace_models(document: Mapping[str, Any], url: str, model: Path) -> None:
     """Every endpoint becomes the stand-in at `url`, and the student the tiny `model`."""
     teachers, compare = document.get("teacher") or [], document.get("compare") or {}
-    sections = [document.get("user"), document.get("judge"), compare.get("student"), compare.get("base")]
+    sections = [*map(document.get, ("user", "judge", "weaker")), compare.get("student"), compare.get("base")]
     for section in filter(None, [*(teachers if isinstance(teachers, list) else [teachers]), *sections]):
         for name in ("serve", "api_key_env", "headers_env", "revision"):
             section.pop(name, None)
-        section |= {"model": "stand-in", "base_url": url}
+        section |= {"model": NAME, "base_url": url}
+    if weaker := document.get("weaker"):
+        weaker["model"] = f"{NAME} of less strength"
     if student := document.get("student"):
         student["model"] = str(model)
         if "prune" in student:

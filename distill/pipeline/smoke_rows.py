@@ -27,14 +27,27 @@ def _wildchat(question: str, reply: str, id: str) -> dict[str, Any]:
     return {"conversation_hash": id, "model": "stand-in", "conversation": turns, "state": None, **whole, **about}
 
 
+def _two(question: str, reply: str) -> dict[str, Any]:
+    """The two conversations of a preference."""
+    other = answer({"messages": [{"content": question}], "seed": f"{question} again"})
+    return {"chosen": _turns(question, reply), "rejected": _turns(question, f"Well. {other}")}
+
+
 COLUMNS: Mapping[str, Callable[[str, str, str], dict[str, Any]]] = {
     "HuggingFaceH4/no_robots": lambda question, reply, id: {
         "prompt": question, "prompt_id": id, "messages": _turns(question, reply), "category": "Open QA",
+    },
+    "HuggingFaceH4/ultrafeedback_binarized": lambda question, reply, id: {
+        "prompt": question, "prompt_id": id, **_two(question, reply), "messages": _turns(question, reply),
+        "score_chosen": 8.5, "score_rejected": 6.0,
     },
     "HuggingFaceH4/ultrachat_200k": lambda question, reply, id: {
         "prompt": question, "prompt_id": id, "messages": _turns(question, reply),
     },
     "allenai/WildChat-1M": _wildchat,
+    "allenai/llama-3.1-tulu-3-8b-preference-mixture": lambda question, reply, id: {
+        "id": id, "prompt": question, **_two(question, reply), "source": "stand-in",
+    },
     "databricks/databricks-dolly-15k": lambda question, reply, id: {
         "instruction": question, "context": "", "response": reply, "category": "open_qa",
     },

@@ -120,8 +120,8 @@ def _drop(node: Any, keys: list[str]) -> None:
 
 
 PATH_KEYS = (
-    "expand.seeds", "collect.tasks", "teacher.model", "user.model", "judge.model", "student.model", "compare.prompts",
-    *(f"compare.answers.{model}" for model in ("base", "student", "teacher", "teacher_again")),
+    "expand.seeds", "collect.tasks", "teacher.model", "user.model", "judge.model", "weaker.model", "student.model",
+    "compare.prompts", *(f"compare.answers.{model}" for model in ("base", "student", "teacher", "teacher_again")),
 )  # fmt: skip
 """Keys whose value is, or may be, a path."""
 

@@ -39,6 +39,9 @@ class Recipe(BaseModel):
     """The model that plays the user in strategies that simulate one; the teacher when left out."""
     judge: Teacher | None = None
     """The model that rates answers; the (first) teacher when left out."""
+    weaker: Teacher | None = None
+    """The model whose answers the strategy `pairs` contrasts with the teacher's: the student so far (its run's folder
+    as `model`), or a smaller or older model."""
     reuse: list[str] = []
     """Other runs whose answers are reused."""
     expand: Expand | None = None
@@ -77,8 +80,9 @@ class Recipe(BaseModel):
 
     @property
     def roles(self) -> dict[str, Teacher]:
-        """The other models that a strategy may ask, by role: those of the sections `user` and `judge`."""
-        return {name: one for name, one in (("user", self.user), ("judge", self.judge)) if one is not None}
+        """The other models that a strategy may ask, by role: those of the sections `user`, `judge` and `weaker`."""
+        sections = {"user": self.user, "judge": self.judge, "weaker": self.weaker}
+        return {name: one for name, one in sections.items() if one is not None}
 
     @property
     def respondents(self) -> dict[str, Teacher]:
@@ -137,6 +141,11 @@ class Recipe(BaseModel):
                 raise ValueError(f"`{name}` needs a `teacher` section")
         if self.collect is not None and self.collect.tasks is None and self.expand is None:
             raise ValueError("`collect` has no tasks: add an `expand` section, or `collect: {tasks: FILE}`")
+        if self.collect is not None and self.collect.strategy == "pairs" and self.weaker is None:
+            raise ValueError(
+                "collect.strategy: pairs contrasts the teacher's answers with those of a weaker model: add a section "
+                "`weaker`, such as {model: runs/NAME, serve: transformers, terms: …} for that run's student"
+            )
         if (self.train is None) != (self.student is None):
             raise ValueError("`train` and `student` belong together: one of them is missing")
         if self.compare is not None:

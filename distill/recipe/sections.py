@@ -187,7 +187,7 @@ class Asks:
     answers_read: int = 0
     """Number of whole answers in the prompts of later requests."""
     roles: tuple[str, ...] = ()
-    """Roles asked beside the teacher: `user`, `judge`."""
+    """Roles asked beside the teacher: `user`, `judge`, `weaker`."""
     samplings: tuple[Sampling, ...] = ()
     """Of requests without the teacher's own sampling."""
 

@@ -147,7 +147,8 @@ def with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
             recipe.train.objective, partial(parts.objective, kind), ("train", "objective"), faults
         )
         train = recipe.train.model_copy(update={"objective": objective})
-        updates["train"] = _with_part_options(train, lambda: parts.train, ("train",), faults)
+        usual = getattr(objective.options, "for_train", dict)
+        updates["train"] = _with_part_options(train, lambda: parts.train, ("train",), faults, usual=usual)
     if recipe.curate is not None:
         updates["curate"] = [
             _with_part_options(rule, partial(parts.filter, rule.filter), ("curate", rule.filter), faults)
@@ -168,9 +169,16 @@ def with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
 
 
 def _with_part_options(
-    section: PartSection, model_of: Callable[[], type[BaseOptions]], prefix: tuple[str, ...], faults: list[str]
+    section: PartSection,
+    model_of: Callable[[], type[BaseOptions]],
+    prefix: tuple[str, ...],
+    faults: list[str],
+    *,
+    usual: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda given: {},
 ) -> PartSection:
-    extra = dict(section.model_extra or {})
+    """The section with its part's options; `usual` are defaults by what the section gives."""
+    given = section.model_extra or {}
+    extra = {**usual(given), **given}
     try:
         model = model_of()
         options = model.model_validate(extra)

@@ -89,7 +89,7 @@ def identity(context: Context, roles: Collection[str] = OTHER_ROLES) -> dict[str
 
 
 def _with_samplings(options: BaseOptions, recipe: Recipe) -> BaseOptions:
-    """The options, with missing `user_sampling` and `judge_sampling` taken from those sections of the recipe."""
+    """The options, with a missing `ROLE_sampling` taken from the recipe's section of that role."""
     samplings = {
         f"{role}_sampling": one.sampling
         for role, one in recipe.roles.items()

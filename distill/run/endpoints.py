@@ -17,7 +17,9 @@ from distill.run.decisive import flat
 from distill.types import Task
 
 ROLE = "teacher"
-OTHER_ROLES = ("user", "judge")
+PLAYED_ROLES = ("user", "judge")
+"""Roles that the main teacher plays where the recipe names no other model."""
+OTHER_ROLES = (*PLAYED_ROLES, "weaker")
 RESPONDENTS: tuple[Literal["student", "base"], ...] = ("student", "base")
 """Models that compare may ask at endpoints of their own."""
 
@@ -52,7 +54,7 @@ class Teachers:
     all: tuple[RecipeEndpoint, ...]
     seed: int
     others: tuple[RecipeEndpoint, ...] = ()
-    """Endpoints of `user` and `judge` where the recipe gives them (else the main teacher plays it), and respondents."""
+    """Endpoints of `OTHER_ROLES` where the recipe gives them and respondents."""
 
     @property
     def main(self) -> RecipeEndpoint:
@@ -64,8 +66,8 @@ class Teachers:
 
     @property
     def endpoints(self) -> dict[str, BoundEndpoint]:
-        """By name in the engine; the main teacher plays each role without an endpoint of its own."""
-        roles = dict.fromkeys((ROLE, *OTHER_ROLES), self.main) if self.all else {}
+        """By name in the engine; the main teacher plays `PLAYED_ROLES` without an endpoint of their own."""
+        roles = dict.fromkeys((ROLE, *PLAYED_ROLES), self.main) if self.all else {}
         by_role = roles | {one.name: one for one in (*self.all, *self.others)}
         return {name: one.bound() for name, one in by_role.items()}
 

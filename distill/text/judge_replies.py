@@ -1,16 +1,17 @@
-"""Parses a judge's reply into a grade or choice, ignoring quotes of the judged text."""
+"""Texts of a judge's question, and its reply parsed into a grade or choice, ignoring quotes of the judged text."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
 from distill.errors import one_line
 from distill.text.thinking import in_text
+from distill.text.tokens import harmless
 
 MAX_REPLY = 20_000
 """Characters read of a reply, from its end; a longer one is not worth the time that its worst form may take."""
@@ -122,6 +123,11 @@ def plain_reply(reply: str, tag: str = "") -> str:
     """The end of a reply without thoughts, and without the turns that it repeats between tags that end in `tag`."""
     answer = _LATER_THOUGHTS.sub("", in_text(reply).answer)[-MAX_REPLY:]
     return (re.sub(rf"<(\w+)-{tag}>.*?</\1-{tag}>", "", answer, flags=re.DOTALL) if tag else answer).strip()
+
+
+def between_tags(parts: Iterable[tuple[str, str]], tag: str) -> str:
+    """The texts of a judge's question, each between tags of its name; control tokens in them are made harmless."""
+    return "\n\n".join(f"<{name}-{tag}>\n{harmless(text)}\n</{name}-{tag}>" for name, text in parts)
 
 
 def fold(text: str) -> str:

@@ -53,10 +53,18 @@ class Examples:
 
 
 def examples_of(sessions: Sequence[Session], template: str, tokenizer: Any, options: TrainOptions) -> Examples:
+    """The examples of `usable_examples`. Raises `DistillError` too where there are none."""
+    examples = usable_examples(sessions, template, tokenizer, options)
+    if not examples.examples:
+        raise DistillError(f"none of the {len(sessions)} sessions can be trained on: {_why(examples, options)}")
+    return examples
+
+
+def usable_examples(sessions: Sequence[Session], template: str, tokenizer: Any, options: TrainOptions) -> Examples:
     """Examples of the sessions that have an answer and, depending on `over_length`, fit `max_length`.
 
-    Raises `MaskError` where the gate finds a fault, and `DistillError` when a session does not fit the template, when
-    one is too long under `over_length: raise`, or when none is left.
+    Raises `MaskError` where the gate finds a fault, and `DistillError` when a session does not fit the template, or
+    when one is too long under `over_length: raise`.
     """
     gate = MaskGate(template, tokenizer, train_on=options.train_on, lost_system=options.lost_system)
     examples = Examples([], [], Counter(), checked=gate.checked)
@@ -74,8 +82,6 @@ def examples_of(sessions: Sequence[Session], template: str, tokenizer: Any, opti
                 examples.rows.append(row)
             if number % REPORT_ROWS == 0:
                 bar.update(number)
-    if not examples.examples:
-        raise DistillError(f"none of the {len(sessions)} sessions can be trained on: {_why(examples, options)}")
     return examples
 
 

@@ -73,7 +73,7 @@ def evaluation_interval(eval_steps: int | None, steps: int) -> int:
 
 
 class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """Evaluates every `every` steps and after the last; leaves the training state unchanged."""
+    """Evaluates every `every` steps and after the last, `from_start` also before the first; changes no training."""
 
     def __init__(
         self,
@@ -89,29 +89,39 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
         stopping: EarlyStopping | None,
         best: BestCheckpoint | None,
         say: Callable[[str], None],
+        from_start: bool = False,
     ) -> None:
+        self._from_start = from_start
         self._held_out, self._trainer, self._log, self._every = held_out, trainer, log, every
         self._template, self._tokenizer, self._max_tokens = template, tokenizer, max_tokens
         self._stopping, self._best, self._say = stopping, best, say
         self._samples = folder / SAMPLES
         cut(self._samples, log.steps[-1]["step"] if log.steps else 0)
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate the starting student, once."""
+        if self._from_start and not evaluations(self._log.events):
+            self._evaluated(state)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Evaluate after a step's row is logged and before its checkpoint is saved."""
         step, last = state.global_step, state.global_step >= state.max_steps
         if not logs or "loss" not in logs or not (last or step % self._every == 0):
             return
+        self._evaluated(state)
+        if self._stopping is not None and (reason := reason_to_stop(self._stopping, self._log.events)) and not last:
+            self._say(reason)
+            control.should_training_stop = True
+            control.should_save = False  # a run resumed from a checkpoint of this step would train beyond it
+
+    def _evaluated(self, state: Any) -> None:
         with self._log.paused(state, "evaluating"):
-            row = self._evaluate(step, state.max_steps)
+            row = self._evaluate(state.global_step, state.max_steps)
         self._log.event(row)
         self._say(line(row))
         self._trainer.log({f"eval_{key}": row[name] for key, name in LOGGED.items() if row[name] is not None})
         if self._best is not None:
             self._best.consider(self._trainer.model, self._log.events)
-        if self._stopping is not None and (reason := reason_to_stop(self._stopping, self._log.events)) and not last:
-            self._say(reason)
-            control.should_training_stop = True
-            control.should_save = False  # a run resumed from a checkpoint of this step would train beyond it
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Delete the weights of all but the best evaluation."""

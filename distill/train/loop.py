@@ -171,6 +171,8 @@ def _job(
     options, template = settings.options, settings.template
     base = loading.materialise(settings.model, say=say)
     tokenizer = loading.load_tokenizer(base)
+    objective = settings.objective or Sft(NoOptions())
+    sessions = objective.select(sessions, settings, tokenizer, say)
     usable = checked_examples(sessions, template, tokenizer, options, say)
     if processes.is_first():
         rows = marked_examples(usable.ids, usable.examples, tokenizer, count=options.show_masks)
@@ -181,7 +183,7 @@ def _job(
             show(row)
     examples, held_out = split_held_out(usable, sessions, options.eval_rows, settings.seed)
     layers = _kept_layers(base, settings, examples, say)
-    info = {
+    info: dict[str, Any] = {
         "model": settings.model,
         "fingerprint": fingerprint(settings.model),
         "layers": layers,
@@ -193,13 +195,14 @@ def _job(
         require_base(settings.start)
         info["previous"] = {"run": str(settings.start.parent), "fingerprint": student_fingerprint(settings.start)}
         say(f"continues the student of {settings.start.parent}")
-    objective = settings.objective or Sft(NoOptions())
     data = TrainingData(
         run=folder.parent,
         examples=examples,
+        usable=usable,
         sessions={session.id: session for session in sessions},
         held_out=tuple(held_out),
         settings=settings,
+        layers=layers,
         tokenizer=tokenizer,
         reply=reply,
         say=say,
@@ -263,6 +266,8 @@ def _run(
         log = Log(job.folder, trainer, checkpoints, progress, say)
         _guard(job, trainer, checkpoints, log)
     best = _add_callbacks(job, trainer, checkpoints, log, say)
+    for watcher in job.objective.callbacks(log):  # after the evaluations, which they may go by
+        trainer.add_callback(watcher)
     interrupt = Interrupt(say)
     trainer.add_callback(interrupt)
     with interrupt.handled():
@@ -331,8 +336,6 @@ def _add_callbacks(
     for tracker in trackers(names, job.folder, checkpoints.step, plan=trainer.plan, arguments=arguments):
         trainer.add_callback(tracker)
     trainer.add_callback(log)
-    for watcher in job.objective.callbacks(log):
-        trainer.add_callback(watcher)
     held_out = held_out_sessions(job.held_out, job.settings.template, job.tokenizer)
     steps = evaluation_interval(options.eval_steps, len(trainer.plan.steps))
     watching = "early_stopping" if options.early_stopping is not None else "best" if options.best is not None else None
@@ -358,6 +361,7 @@ def _add_callbacks(
         stopping=options.early_stopping,
         best=best,
         say=say,
+        from_start=job.objective.watches_start,
     )
     trainer.add_callback(evaluation)
     return best

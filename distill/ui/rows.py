@@ -198,9 +198,10 @@ def answer(row: Mapping[str, Any]) -> str:
 
 
 def answers(row: Mapping[str, Any]) -> dict[str, str]:
-    """The text of each model's answer, in a row of answers.jsonl or samples.jsonl."""
+    """The text of each model's answer, in a row of answers.jsonl or samples.jsonl; of a pair, the rejected one."""
     several = {name: _mapping(one).get("text") for name, one in _mapping(row.get("answers")).items()}
     samples = {name: row.get(name) for name in ("student", "teacher")}
+    samples["rejected"] = _mapping(row.get("rejected")).get("content")
     return {name: text for name, text in (several or samples).items() if isinstance(text, str)}
 
 

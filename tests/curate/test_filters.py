@@ -49,7 +49,7 @@ def test_every_filter_on_the_shelf_has_options_with_defaults_and_a_scope(name):
     assert hasattr(rule, "decide_all" if rule.scope == "set" else "measure")
 
 
-@pytest.mark.parametrize("name", sorted({*FILTERS} - {"semantic_duplicate"}))
+@pytest.mark.parametrize("name", sorted({*FILTERS} - {"semantic_duplicate", "pairs"}))
 def test_every_filter_keeps_a_good_session_without_a_word(name):
     filter = part(FILTERS, name, kind="filter")
     if hasattr(filter, "role"):

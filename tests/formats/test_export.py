@@ -131,8 +131,15 @@ def test_the_losers_of_best_of_become_the_rejected_answers_of_pairs(tmp_path):
     row = json.loads((tmp_path / "p.jsonl").read_text())
     assert row == {
         "id": "1", "messages": [vars_of(turn) for turn in turns],
-        "rejected": {"role": "assistant", "content": "t1"}, "meta": meta,
+        "rejected": {"role": "assistant", "content": "t1"},
+        "meta": {**meta, "rejected": {"key": "k", "score": 2.0, "truncated": False}},
     }  # fmt: skip
+    export(run, to="dpo", out=tmp_path / "d.jsonl")
+    turn, chosen, rejected = [vars_of(turns[0])], [vars_of(turns[1])], [row["rejected"]]
+    assert json.loads((tmp_path / "d.jsonl").read_text()) == {"prompt": turn, "chosen": chosen, "rejected": rejected}
+    for name in ("p.jsonl", "d.jsonl"):
+        [again] = importers.read("json", importers.Address(str(tmp_path / name)))
+        assert (again.messages, again.rejected) == (turns, Message("assistant", "t1"))
 
 
 OTHERS = ((0, 5.0), (1, 2.0), (2, 8.0), (3, None))

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.core.jsonl import read_jsonl, read_sessions
-from distill.errors import DistillError, RecipeError
 from distill.formats import importers, schemas
 from distill.formats.import_file import import_command, import_file
 from distill.formats.importers import IMPORTERS, Address, load_tasks
@@ -98,6 +97,7 @@ def test_columns_that_say_something_unused_are_named(row, ignored):
         ({"prompt": U, "response": A, "history": "Hello."}, "no_turns", "found str"),
         ({"chosen": "Human: x\n\nAssistant: y", "rejected": "Human: z\n\nAssistant: y"}, "prompts_differ", "follow"),
         ({"prompt": U, "chosen": A, "rejected": A}, "same_answers", "are the same"),
+        ({"prompt": U, "chosen": A, "rejected": [REPLY, ASK]}, "different_roles", "of the assistant or of the user"),
         ({"text": "<|im_start|>tool\nx<|im_end|>\n<|im_start|>user\ny<|im_end|>"}, "tool_turn", "turn 1"),
         ({"text": "Some plain text."}, "unknown_shape", "found the keys text"),
         ({"input": PASSAGE, "label": 1}, "unknown_shape", "found the keys input, label"),
@@ -327,7 +327,7 @@ def test_a_pair_is_written_as_a_row_with_its_rejected_answer_and_read_back(tmp_p
     rows = [*PAIRS.values()]
     assert imported(tmp_path, rows)[0] == f"{tmp_path / 'out.jsonl'}: {len(rows)} pairs of {len(rows)} rows"
     found = list(read_jsonl(tmp_path / "out.jsonl"))
-    assert {tuple(row) for row in found} == {("id", "messages", "rejected", "meta")}
+    assert {tuple(row) for row in found} == {("id", "messages", "meta", "rejected")}
     assert found[0]["rejected"] == {"role": "assistant", "content": "No."}
     again = list(importers.read("distill", Address(str(tmp_path / "out.jsonl"))))
     assert [one.rejected.content.strip() for one in again] == ["No."] * len(rows)
@@ -341,17 +341,16 @@ def test_the_kind_of_rows_can_be_chosen(tmp_path):
     assert "2 tasks of 2 rows" in imported(tmp_path, rows, kind="tasks")[0]
 
 
-def test_a_pair_in_a_source_is_rejected_and_alone_stops_the_run(tmp_path):
+def test_a_preference_in_a_source_is_a_pair_with_the_scores_by_which_it_was_chosen(tmp_path):
     pair, single = PAIRS["Orca DPO"], {"prompt": U, "response": A, "lang": "en"}
-    source = Dataset(format="json", address=Address(written(tmp_path / "a.jsonl", [pair, single])), name="a")
+    scored = {**pair, "score_chosen": 8.5, "score_rejected": 6.0}
+    source = Dataset(format="json", address=Address(written(tmp_path / "a.jsonl", [scored, single, pair])), name="a")
     found, counts = ingest(tmp_path, sources=[source], seed=7)
-    assert (len(found), counts["import_reasons"], counts["columns_ignored"]) == (1, {"pair": 1}, {"a": ["lang"]})
-    alone = Dataset(format="json", address=Address(written(tmp_path / "b.jsonl", [pair])), name="b")
-    with pytest.raises(RecipeError, match=r"none of 1 rows is read as json.*--as sessions"):
-        ingest(tmp_path, sources=[alone], seed=7)
+    assert [getattr(one, "rejected", None) and one.rejected.content for one in found] == ["No.", None, "No."]
+    assert (found[0].meta["score"], found[0].meta["rejected"]) == (8.5, {"score": 6.0})
+    assert (counts["import_reasons"], counts["columns_ignored"]) == ({}, {"a": ["lang"]})
     imported(tmp_path, [pair])
-    with pytest.raises(DistillError, match="row 1 is a pair"):
-        read_sessions(tmp_path / "out.jsonl")
+    assert read_sessions(tmp_path / "out.jsonl")[0].rejected == Message("assistant", "No.")
 
 
 def test_an_import_says_that_an_answer_is_context_only(tmp_path):

@@ -29,9 +29,9 @@ from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import ignored_options, serves_here
 from distill.pipeline.runner import run_recipe
 from distill.recipe import Collect
-from distill.run.context import Context
+from distill.run.context import Context, RunOptions
 from distill.run.endpoints import teachers_of
-from distill.types import Endpoint, Request, Sampling, Session, Task
+from distill.types import Endpoint, Pair, Request, Sampling, Session, Task
 from tests.support.engine.engines import bound
 from tests.support.flowing import well_formed
 
@@ -196,9 +196,32 @@ ANSWERING = {
 
 
 def test_every_strategy_that_collects_is_listed_here():
-    assert sorted(name for name in STRATEGIES if hasattr(part(STRATEGIES, name, kind="strategy"), "flow")) == list(
-        ANSWERING
-    )
+    answering = {name for name in STRATEGIES if hasattr(part(STRATEGIES, name, kind="strategy"), "flow")}
+    assert answering == {*ANSWERING, "pairs"}
+
+
+def test_pairs_ask_the_weaker_model_by_its_section_and_replay(tmp_path):
+    from distill.engine.mock_server.stand_in import answer
+
+    asked = []
+
+    def noted(body):
+        asked.append((body["model"], body.get("max_tokens")))
+        return answer(body)
+
+    with MockServer(answer=noted) as server:
+        teacher, collect = {**REMOTE, "base_url": server.url}, {"tasks": "tasks.txt", "test": 0, "strategy": "pairs"}
+        with pytest.raises(RecipeError, match=r"pairs contrasts .* add a section `weaker`"):
+            recipe(tmp_path, collect=collect)
+        both = {"teacher": teacher, "weaker": {**teacher, "model": "small", "sampling": {"max_tokens": 40}}}
+        loaded = recipe(tmp_path, collect={**collect, "prefer": "judge"}, **both)
+        assert any(line.startswith("collect: at most 8 requests") for line in lines(loaded, probed=False))
+        for redo in ((), ("collect",)):
+            run_recipe(tmp_path / "recipe.yaml", run_dir=tmp_path / "run", options=RunOptions(redo=redo))
+            sessions = read_sessions(tmp_path / "run/sessions.jsonl")
+            assert [isinstance(one, Pair) for one in sessions] == [True, True]
+            assert len({one.meta["rejected"]["role"] for one in sessions} & {"weaker", "teacher"}) >= 1
+            assert sorted(asked) == sorted([("big", 50), ("small", 40), ("big", 512), ("big", 512)] * 2)
 
 
 @pytest.mark.parametrize("name", ANSWERING)

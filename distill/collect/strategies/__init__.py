@@ -6,6 +6,7 @@ STRATEGIES = {
     "explanations": "distill.collect.strategies.explanations:Explanations",
     "given": "distill.collect.strategies.given:Given",
     "instances": "distill.collect.strategies.instances:Instances",
+    "pairs": "distill.collect.strategies.pairs:Pairs",
     "self_chat": "distill.collect.strategies.self_chat:SelfChat",
     "user_simulator": "distill.collect.strategies.user_simulator:UserSimulator",
 }

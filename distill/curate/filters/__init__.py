@@ -25,6 +25,7 @@ FILTERS = {
     "length": "distill.curate.filters.length:Length",
     "minhash": "distill.curate.filters.minhash:MinHash",
     "near_duplicate": "distill.curate.filters.near_duplicate:NearDuplicate",
+    "pairs": "distill.curate.filters.pairs:Pairs",
     "perplexity": "distill.curate.filters.likelihoods:Perplexity",
     "pii": "distill.curate.filters.pii:PersonalData",
     "quota": "distill.curate.filters.quota:Quota",

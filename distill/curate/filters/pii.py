@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 from distill import recipe
-from distill.types import Session, Verdict
+from distill.types import Message, Pair, Session, Verdict
 
 Kind = Literal["email", "ip", "phone", "credit_card", "iban", "us_ssn", "secret"]
 
@@ -76,7 +76,8 @@ class PersonalData:
 
     def measure(self, session: Session) -> dict[str, int]:
         """The number of findings by kind; the data themselves are not recorded."""
-        return dict(Counter(kind for each in session.messages for _, _, kind in self._spans(each.content)))
+        turns = (*session.messages, session.rejected) if isinstance(session, Pair) else session.messages
+        return dict(Counter(kind for each in turns for _, _, kind in self._spans(each.content)))
 
     def decide(self, value: Mapping[str, int]) -> Verdict:
         """Label or drop a session with personal data; the value names the kinds."""
@@ -88,8 +89,11 @@ class PersonalData:
         """The masked session, if the action is `mask`; else the session itself."""
         if not value or self.options.action != "mask":
             return session
-        messages = tuple(replace(message, content=self._mask(message.content)) for message in session.messages)
-        return replace(session, messages=messages)
+        masked = replace(session, messages=tuple(map(self._masked, session.messages)))
+        return replace(masked, rejected=self._masked(masked.rejected)) if isinstance(masked, Pair) else masked
+
+    def _masked(self, message: Message) -> Message:
+        return replace(message, content=self._mask(message.content))
 
     def _mask(self, text: str) -> str:
         while spans := self._spans(text):  # a mask may expose another match: repeat until there is none

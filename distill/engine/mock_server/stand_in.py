@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 from distill.engine.mock_server import question
 
+NAME = "stand-in"
+"""Of the usual model; another name has other answers."""
 VERBS = (
     *("Explain", "Describe", "Compare", "Praise", "Recall", "Sketch"),
     *("Defend", "Rank", "Invent", "Outline", "Rewrite"),
@@ -27,9 +29,10 @@ Answers: TypeAlias = Callable[[str, random.Random], str]
 
 
 def answer(body: Mapping[str, Any]) -> str:
-    """The answer to a request in OpenAI's form; drawn from its question, its seed and its turn."""
+    """The answer to a request in OpenAI's form; drawn from its question, its seed, its turn, and a model's own name."""
     prompt = question(body)
-    chance = random.Random(f"{prompt}:{body.get('seed')}:{len(body.get('messages', ()))}")
+    name = "" if body.get("model") in (None, NAME) else f":{body['model']}"
+    chance = random.Random(f"{prompt}:{body.get('seed')}:{len(body.get('messages', ()))}{name}")
     for mark, write in _FORMS:
         if re.search(mark, prompt, re.IGNORECASE | re.DOTALL):
             return write(prompt, chance)
@@ -102,6 +105,13 @@ def _one_of(*choices: str) -> Answers:
     return lambda prompt, chance: chance.choice(choices)
 
 
+def _verdict(prompt: str, chance: random.Random) -> str:
+    """For the answer that is first in the alphabet, in whatever order the two are shown."""
+    first, second = (re.search(rf"<{side}-(\w+)>\n(.*?)\n</{side}-\1>", prompt, re.DOTALL) for side in "AB")
+    texts = [match[2] if match else "" for match in (first, second)]
+    return "Alike.\nVerdict: tie" if texts[0] == texts[1] else f"It is clearer.\nVerdict: {'AB'[texts[1] < texts[0]]}"
+
+
 def _rewritten(prompt: str, chance: random.Random) -> str:
     return f"{task(chance)[:-1]}, and give two reasons with an example of each."
 
@@ -112,7 +122,7 @@ _FORMS: Sequence[tuple[str, Answers]] = (
         r"Better: tie\s*$",
         _one_of("The first is clearer.\nBetter: A", "The second is.\nBetter: B", "Alike.\nBetter: tie"),
     ),
-    (r"Verdict: X \(where X", _one_of("A is clearer.\nVerdict: A", "B is.\nVerdict: B", "Alike.\nVerdict: tie")),
+    (r"Verdict: X \(where X", _verdict),
     (r"Score: N", _one_of("It is clear.\nScore: 8", "It is thin.\nScore: 6", "It is whole.\nScore: 9")),
     (r"\d+\. Instruction:\s*$", _blocks),
     (r"Begin each with TASK", _tasks),

@@ -16,6 +16,7 @@ from distill.types import Session
 
 EXPORTERS = {
     "alpaca": "distill.formats.exporters.json_files:alpaca",
+    "dpo": "distill.formats.exporters.json_files:dpo",
     "hub": "distill.formats.exporters.tables:HubExporter",
     "openai": "distill.formats.exporters.json_files:openai",
     "pairs": "distill.formats.exporters.json_files:pairs",

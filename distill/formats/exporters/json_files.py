@@ -1,4 +1,4 @@
-"""Exports JSON rows: Stanford Alpaca, OpenAI fine-tuning and ShareGPT."""
+"""Exports JSON rows: Stanford Alpaca, OpenAI fine-tuning, ShareGPT, and preference pairs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from distill.core.files import to_json
 from distill.formats.exporters import ExportJob, ExportResult, Reshape, write_json_rows
+from distill.formats.preferences import pair_of
 from distill.formats.turns import irregularity, unlearnt_places
-from distill.types import Message, Pair, Session
+from distill.types import Session
 
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 
@@ -66,18 +67,23 @@ def _sharegpt(session: Session) -> dict[str, Any] | str:
 
 
 def _pair(session: Session) -> dict[str, Any] | str:
-    """The session's answer as the chosen one, and the worst of best_of's other samples that scored lower."""
-    score, others = session.meta.get("score"), session.meta.get("others") or ()
-    worse = [one for one in others if None not in (score, one["score"]) and one["score"] < score]
-    if (fault := irregularity(session.messages)) is not None or not worse:
-        return fault or "no_rejected"
-    rejected = min(worse, key=lambda one: float(one["score"]))
-    meta = {key: value for key, value in session.meta.items() if key != "others"}
-    row: dict[str, Any] = to_json(Pair(session.id, session.messages, Message("assistant", rejected["text"]), meta))
-    return row
+    """A pair in our own format, with id and meta; see `pair_of`."""
+    if (fault := irregularity(session.messages)) is not None:
+        return fault
+    row: dict[str, Any] | None = to_json(pair_of(session))
+    return row or "no_rejected"
+
+
+def _dpo(session: Session) -> dict[str, Any] | str:
+    """A pair as TRL's preference trainers read it: `prompt`, `chosen` and `rejected`, each a list of turns."""
+    row = _pair(session)
+    if isinstance(row, str):
+        return row
+    return {"prompt": row["messages"][:-1], "chosen": row["messages"][-1:], "rejected": [row["rejected"]]}
 
 
 alpaca = partial(JsonExporter, _alpaca)
+dpo = partial(JsonExporter, _dpo, array=False)
 openai = partial(JsonExporter, _openai, array=False)
 pairs = partial(JsonExporter, _pair, array=False)
 sharegpt = partial(JsonExporter, _sharegpt)

@@ -47,9 +47,9 @@ class HubExporter:
 
 
 def write_parquet(path: Path, sessions: Iterable[Session]) -> int:
-    """Write `id`, `messages` (role, content) and `meta` (JSON, as rows differ in it); returns how many rows.
+    """Write `id`, `messages` (role, content), `meta` (JSON, as rows differ in it), and `rejected` if there are pairs.
 
-    Written beside `path` and renamed. Raises `MissingPackage` without pyarrow, `RunFolderError`.
+    Returns how many rows. Written beside `path` and renamed. Raises `MissingPackage` without pyarrow, `RunFolderError`.
     """
     try:
         import pyarrow
@@ -57,8 +57,9 @@ def write_parquet(path: Path, sessions: Iterable[Session]) -> int:
     except ImportError as error:
         raise MissingPackage(f"pyarrow is not installed; type: {install('data')}") from error
     turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
-    schema = pyarrow.schema([("id", pyarrow.string()), ("messages", pyarrow.list_(turn)), ("meta", pyarrow.string())])
-    rows = [{"id": one.id, "messages": to_json(one.messages), "meta": json_text(one.meta)} for one in sessions]
+    columns = [("id", pyarrow.string()), ("messages", pyarrow.list_(turn)), ("meta", pyarrow.string())]
+    rows = [{**to_json(one), "meta": json_text(one.meta)} for one in sessions]
+    schema = pyarrow.schema([*columns, *([("rejected", turn)] if any("rejected" in row for row in rows) else [])])
     with replacing(path) as file:
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file)
     return len(rows)

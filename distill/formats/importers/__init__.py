@@ -205,19 +205,11 @@ def session(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> S
     return Session(names.name(parsed), parsed.messages, _meta(parsed, provenance))
 
 
-def source_session(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Session | RejectedRow:
-    """The session of a row of a recipe's source; a preference is rejected, as nothing is trained on pairs."""
-    if parsed.rejected is not None:
-        detail = "a chosen and a rejected answer; type `distill import FILE --as sessions` to learn the chosen one"
-        return RejectedRow(parsed.line, "pair", detail)
-    return session(parsed, names, provenance)
-
-
 def pair(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Pair | RejectedRow:
     """The pair of a row; a row without a rejected answer is rejected."""
     if parsed.rejected is None:
         return RejectedRow(parsed.line, "no_pair", "no rejected answer; --as sessions takes rows of one answer")
-    return Pair(names.name(parsed), parsed.messages, parsed.rejected, _meta(parsed, provenance))
+    return Pair(names.name(parsed), parsed.messages, _meta(parsed, provenance), rejected=parsed.rejected)
 
 
 def session_or_pair(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Session | Pair | RejectedRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from distill.train.options import TrainSettings
 
 OBJECTIVES = {
+    "preference": "distill.train.objectives.preference:Preference",
     "sft": "distill.train.objectives.sft:Sft",
     "soft": "distill.train.objectives.soft:Soft",
 }
@@ -27,11 +28,15 @@ class TrainingData:
     """The run's folder."""
     examples: Examples
     """Those that are trained on; a row is an index in them."""
+    usable: Examples
+    """These, and those held out."""
     sessions: Mapping[str, Session]
     """The kept sessions by id, held-out ones among them."""
     held_out: tuple[Session, ...]
     """Those that training is watched by."""
     settings: TrainSettings
+    layers: Sequence[int] | None
+    """Those of the base that the student keeps; None for all."""
     tokenizer: Any
     reply: Callable[[str], Mapping[str, Any] | None]
     """The response body of an answer in the journal, by its key."""

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.recipe import BaseOptions, Recipe
+from distill.types import Pair, Session
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import TrainerCallback
 
+    from distill.core.console import Say
     from distill.models.chat_template import Example
     from distill.train.callbacks import Log
     from distill.train.dataset import Examples
     from distill.train.kernels.targets import TokenTargets
     from distill.train.objectives import TrainingData
+    from distill.train.options import TrainSettings
     from distill.train.step_guard import GuardedTrainer
 
 
@@ -32,6 +35,8 @@ class Sft:
     """Whether it can be trained where FSDP or DeepSpeed divides the weights."""
     has_targets = False
     """Whether `targets` gives any."""
+    watches_start = False
+    """Whether held-out rows are evaluated before the first step too."""
     is_parallel = True
     """Whether it can be trained by several processes."""
 
@@ -48,6 +53,15 @@ class Sft:
     def fault(self, recipe: Recipe) -> str:
         """Why this recipe cannot be trained by the objective, and what to change; empty where it can."""
         return ""
+
+    def select(self, sessions: Sequence[Session], settings: TrainSettings, tokenizer: Any, say: Say) -> list[Session]:
+        """The kept sessions that it learns from; raises `DistillError` where there are none."""
+        if pairs := sum(isinstance(one, Pair) for one in sessions):
+            say(
+                f"{pairs} of {len(sessions)} rows are pairs: their chosen answers are learnt, the rejected ones are "
+                "left alone (train.objective: {kind: preference} learns the choice)"
+            )
+        return list(sessions)
 
     def prepare(self, data: TrainingData) -> Mapping[str, Any]:
         """Keep the rows, before the model is loaded; returns what else than rows and options decides the weights.
