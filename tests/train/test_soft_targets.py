@@ -102,7 +102,9 @@ def test_the_file_gives_back_what_it_was_given_and_a_damaged_one_nothing(scored,
     from distill.train.objectives import soft_file
 
     path, targets = tmp_path / "soft_targets.arrow", scored[2]
-    soft_file.write(path, {str(place): target for place, target in enumerate(targets)})
+    soft_file.write(
+        path, dict(zip(map(str, range(5)), targets, strict=True)), dict(zip(map(str, range(5)), origins, strict=True))
+    )
     back = soft_file.read(path, {"1", "absent"})
     assert list(back) == ["1"]
     for name in ("ids", "logprobs", "tail"):

@@ -58,7 +58,7 @@ class Soft(Sft):
             folder=data.run,
             teachers=settings.teachers,
             sessions=data.sessions,
-            reply=data.reply,
+            collected=data.collected,
             template=settings.template,
             tokenizer=data.tokenizer,
             train_on=settings.options.train_on,
@@ -67,6 +67,7 @@ class Soft(Sft):
         )
         with PartialState().main_process_first():
             self._targets = soft_targets.prepare(data.examples.rows, source, weight=self.options.weight)
+        self.facts = self._targets.facts
         return {"soft targets": self._targets.sha256}
 
     def targets(self, rows: Sequence[int]) -> TokenTargets | None:
