@@ -12,6 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from distill.core.embedded import EMBEDDED
+from distill.core.files import cache_dir
+from distill.core.model_files import local_folder
 from distill.models.token_bytes import Spelling
 
 PROBE = (
@@ -50,6 +53,17 @@ def _rules(tokenizer: Any) -> Sequence[Any]:
         return ()
     model = json.loads(backend.to_str())["model"]
     return model.get("merges") or (model["vocab"] if model["type"] == "Unigram" else ())
+
+
+def tokenizer_file(model: str) -> Path | None:
+    """The tokenizer.json of a model, where it is on this machine; `None` where it is not, or is still a .gguf."""
+    if model in EMBEDDED:
+        one = EMBEDDED[model]
+        folder: Path | None = cache_dir() / "models" / f"{one.name}-{one.sha256[:12]}"
+    else:
+        folder = local_folder(model)
+    file = folder / "tokenizer.json" if folder is not None else None
+    return file if file is not None and file.is_file() else None
 
 
 class FromFile:

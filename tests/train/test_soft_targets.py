@@ -99,31 +99,45 @@ def test_a_score_is_the_teachers_own_distribution_with_the_label_always_in_it(sc
 
 
 def test_the_file_gives_back_what_it_was_given_and_a_damaged_one_nothing(scored, tmp_path):
-    from distill.train.objectives import soft_file
+    from distill.train.mask_check import MaskRow
+    from distill.train.objectives import soft_file, soft_source
 
-    path, targets = tmp_path / "soft_targets.arrow", scored[2]
-    soft_file.write(
-        path, dict(zip(map(str, range(5)), targets, strict=True)), dict(zip(map(str, range(5)), origins, strict=True))
-    )
-    back = soft_file.read(path, {"1", "absent"})
-    assert list(back) == ["1"]
+    path, targets = tmp_path / "soft_targets.arrow", dict(zip("abcde", scored[2], strict=True))
+    rows = [MaskRow(one.id, one.messages, example) for one, example in zip(SESSIONS, scored[1], strict=False)]
+    origins = {key: soft_source.origin_of(row, "tiny", "all") for key, row in zip(targets, rows, strict=True)}
+    soft_file.write(path, targets, origins)
+    back = soft_file.read(path, {"b", "absent"})
+    assert list(back) == ["b"]
     for name in ("ids", "logprobs", "tail"):
-        np.testing.assert_array_equal(getattr(back["1"], name), getattr(targets[1], name))
-    tokens = sum(len(target.tail) for target in targets)
-    assert path.stat().st_size < tokens * (8 * 6 + 2) + 5 * 200 + 2000
+        np.testing.assert_array_equal(getattr(back["b"], name), getattr(targets["b"], name))
+    tokens = sum(len(target.tail) for target in targets.values())
+    assert path.stat().st_size < tokens * (8 * 6 + 2 + 6) + 5 * 200 + 2500
     path.write_bytes(path.read_bytes()[:-40])
-    assert soft_file.read(path, {"1"}) == {}
+    assert soft_file.read(path, {"b"}) == {}
 
 
-def test_tokenizers_are_compared_by_bytes_and_not_by_size(tiny, tmp_path):
-    from distill.models import loading, tokenizer_identity
+def test_tokenizers_are_compared_by_bytes_and_splits_and_not_by_size(tiny, tmp_path):
+    from pathlib import Path
+
+    from distill.models import loading
+    from distill.models.tokenizer_identity import FromFile, difference
 
     one, other = loading.load_tokenizer(tiny), loading.load_tokenizer(tiny)
-    assert tokenizer_identity.difference(one, other) == ""
+    assert difference(one, other) == difference(FromFile(Path(tiny) / "tokenizer.json"), other) == ""
     other.add_tokens(["<new>"])
-    assert tokenizer_identity.difference(one, other) == f"{len(one):,} tokens against {len(one) + 1:,}"
+    assert difference(one, other) == f"{len(one):,} tokens against {len(one) + 1:,}"
     one.add_tokens(["<another>"])
-    assert tokenizer_identity.difference(one, other) == f"token {len(one) - 1} is b'<another>' against b'<new>'"
+    assert difference(one, other) == f"token {len(one) - 1} is b'<another>' against b'<new>'"
+    state = json.loads((Path(tiny) / "tokenizer.json").read_text())
+    changed = {"merges": dict(state, model={**state["model"], "merges": state["model"]["merges"][:-10_000]}),
+               "splits": dict(state, pre_tokenizer={**state["pre_tokenizer"]["pretokenizers"][1], "use_regex": False})}  # fmt: skip
+    for name, each in changed.items():
+        (tmp_path / name).write_text(json.dumps(each))
+    parts = {name: difference(FromFile(tmp_path / name), loading.load_tokenizer(tiny)) for name in changed}
+    assert parts == {
+        "merges": "the same tokens, split by other rules (38,900 against 48,900)",
+        "splits": "the same tokens, but other splits of a text",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -298,12 +312,13 @@ def test_an_answer_that_stands_twice_in_a_reply_gets_no_targets():
 
 
 def test_a_reply_is_read_as_the_api_writes_it():
-    from distill.train.objectives.by_bytes import TeacherToken, of_reply
+    from distill.train.objectives.by_bytes import TeacherToken, distribution, of_reply
 
     top = [{"token": "a", "logprob": -0.1, "bytes": [97]}, {"token": "b", "logprob": -9999.0, "bytes": None}]
     content = [{"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": top}]
-    entries = [(b"a", -0.1), (b"a", -0.1)]
+    entries = [(b"a", -0.1), (b"a", -0.1), (b"b", -9999.0)]
     assert of_reply({"choices": [{"logprobs": {"content": content}}]}) == [TeacherToken(b"a", entries)]
+    assert distribution(entries) == {b"a": -0.1}
     for broken in (
         {},
         {"choices": []},

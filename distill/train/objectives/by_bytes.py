@@ -96,9 +96,8 @@ def mapped(
     reported = [one for one in found if one is not None]
     unsound = sum(token is not None for token in there) - len(reported)
     entries_of = [{} if one is None else one[0] for one in found]
-    sums = [np.exp(list(one.values())).sum() for one in entries_of if one]
-    coverage = Coverage(len(sums), float(sum(mass for _, mass in reported)), float(sum(sums)), unsound)
-    return target_of(entries_of, k), coverage
+    masses = [sum(one[part] for one in reported) for part in (1, 2)]
+    return target_of(entries_of, k), Coverage(sum(map(bool, entries_of)), masses[0], masses[1], unsound)
 
 
 def _starts(tokens: Sequence[TeacherToken], answer: bytes) -> dict[tuple[int, bool], TeacherToken]:
@@ -118,12 +117,18 @@ def _starts(tokens: Sequence[TeacherToken], answer: bytes) -> dict[tuple[int, bo
     return found
 
 
-def _target(token: TeacherToken | None, ids: Mapping[Piece, int], k: int) -> tuple[dict[int, float], float] | None:
-    """Log-probabilities by student id and the reported mass; None where the report is no distribution."""
+def _target(
+    token: TeacherToken | None, ids: Mapping[Piece, int], k: int
+) -> tuple[dict[int, float], float, float] | None:
+    """Log-probabilities by student id, the reported mass, and what of it student tokens spell, before k cuts it.
+
+    None where the report is no distribution.
+    """
     if token is None or not (best := distribution(token.entries)):
         return None
     known = {ids[piece]: logprob for piece, logprob in best.items() if piece in ids}
-    return best_of(known, ids.get(token.text), k), float(np.exp(list(best.values())).sum())
+    reported, spelt = (float(np.exp(list(one.values())).sum()) for one in (best, known))
+    return best_of(known, ids.get(token.text), k), reported, spelt
 
 
 Key = TypeVar("Key")

@@ -50,7 +50,7 @@ class Teacher:
     ends: tuple[int, int]
     """Ids of its end token and of the student's."""
     load: Callable[[], Score]
-    rows_at_once: int = ROWS_AT_ONCE
+    rows_at_once: int
 
 
 def here(name: str, source: Source) -> Teacher:
@@ -62,7 +62,7 @@ def here(name: str, source: Source) -> Teacher:
     def load() -> Score:
         return partial(score, loading.load_causal(folder), k=source.k, vocabulary=len(tokenizer))
 
-    return teacher_of(name, tokenizer, source, identity=fingerprint(model), load=load)
+    return teacher_of(name, tokenizer, source, identity=fingerprint(model), load=load, rows_at_once=ROWS_AT_ONCE)
 
 
 def teacher_of(
@@ -72,7 +72,7 @@ def teacher_of(
     *,
     identity: Any,
     load: Callable[[], Score],
-    rows_at_once: int = ROWS_AT_ONCE,
+    rows_at_once: int,
 ) -> Teacher:
     """A teacher with this tokenizer; says where its tokenizer or its system turn is not the student's."""
     its = "own" if tokenizer.chat_template else source.template
