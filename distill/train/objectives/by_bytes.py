@@ -36,20 +36,6 @@ class TeacherToken:
     """Alternatives and their log-probabilities in nats, the token itself among them where it was reported."""
 
 
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """How much of an answer could be mapped."""
-
-    tokens: int
-    """Student's tokens with a target."""
-    reported: float
-    """Sum over all shared boundaries of the probability that the teacher reported."""
-    mapped: float
-    """Sum of what student tokens spell."""
-    unsound: int
-    """Shared boundaries at which the report is no distribution."""
-
-
 def vocabulary(tokenizer: Any, end: int) -> dict[Piece, int]:
     """The id of each spelling in the student's vocabulary, special tokens left out but for the answer's `end`."""
     special, ids = set(tokenizer.all_special_ids), range(len(tokenizer))
@@ -81,9 +67,7 @@ def _entries(token: Mapping[str, Any]) -> Iterator[tuple[Piece, float]]:
         yield _bytes(one), float(one["logprob"])
 
 
-def mapped(
-    tokens: Sequence[TeacherToken], pieces: Sequence[Piece], ids: Mapping[Piece, int], k: int
-) -> tuple[SoftTarget, Coverage]:
+def mapped(tokens: Sequence[TeacherToken], pieces: Sequence[Piece], ids: Mapping[Piece, int], k: int) -> SoftTarget:
     """Targets for the student's tokens of one answer, spelt by `pieces`; NaN where no boundary or spelling is shared.
 
     The answer may be a part of what the teacher wrote; one that stands there twice has no targets, as either may be
@@ -94,10 +78,13 @@ def mapped(
     there = [starts.get((offset, piece is END)) for offset, piece in zip(offsets, pieces, strict=True)]
     found = [_target(token, ids, k) for token in there]
     reported = [one for one in found if one is not None]
-    unsound = sum(token is not None for token in there) - len(reported)
-    entries_of = [{} if one is None else one[0] for one in found]
-    masses = [sum(one[part] for one in reported) for part in (1, 2)]
-    return target_of(entries_of, k), Coverage(sum(map(bool, entries_of)), masses[0], masses[1], unsound)
+    return target_of(
+        [{} if one is None else one[0] for one in found],
+        k,
+        reported=sum(mass for _, mass, _ in reported),
+        spelt=sum(mass for _, _, mass in reported),
+        unsound=sum(token is not None for token in there) - len(reported),
+    )
 
 
 def _starts(tokens: Sequence[TeacherToken], answer: bytes) -> dict[tuple[int, bool], TeacherToken]:

@@ -18,7 +18,10 @@ PARTS = f"{NAME}.parts"
 PADDING = -65504.0
 """Log-probability of an entry that fills up a shorter list, and counts nothing: float16's lowest number."""
 _TEXTS, _ARRAYS = ("key", "session", "teacher"), ("turns", "tokens", "ids", "logprobs", "tail")
-_SCHEMA = pa.schema([*((name, pa.string()) for name in _TEXTS), *((name, pa.binary()) for name in _ARRAYS)])
+_SUMS = {"reported": pa.float64(), "spelt": pa.float64(), "unsound": pa.int64()}
+_SCHEMA = pa.schema(
+    [*((name, pa.string()) for name in _TEXTS), *((name, pa.binary()) for name in _ARRAYS), *_SUMS.items()]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +35,29 @@ class SoftTarget:
     tail: np.ndarray[Any, Any]
     """n, float16: log of the probability that the entries leave out, computed before rounding. NaN at a token without
     a target."""
+    reported: float = 0.0
+    """Probability that the teacher reported at tokens mapped by bytes, summed."""
+    spelt: float = 0.0
+    """The part of it that the student's tokens spell."""
+    unsound: int = 0
+    """Tokens at which the teacher's report was no distribution."""
 
 
-def target_of(rows: Sequence[Mapping[int, float]], k: int) -> SoftTarget:
+def target_of(rows: Sequence[Mapping[int, float]], k: int, **sums: Any) -> SoftTarget:
     """Targets of at most k entries a token, from log-probabilities by id; a token without any has no target."""
     lines = [_line(row, k) for row in rows]
     return SoftTarget(
         np.array([ids for ids, _ in lines], np.int32).reshape(-1, k),
         np.array([logprobs for _, logprobs in lines], np.float16).reshape(-1, k),
         np.array([_rest(row) if row else np.nan for row in rows], np.float16),
+        **sums,
     )
+
+
+def joined(targets: Sequence[SoftTarget]) -> SoftTarget:
+    """The targets of one answer after the other."""
+    parts = {one.name: [getattr(target, one.name) for target in targets] for one in fields(SoftTarget)}
+    return SoftTarget(**{name: np.concatenate(one) if name in _ARRAYS else sum(one) for name, one in parts.items()})
 
 
 def _line(entries: Mapping[int, float], k: int) -> tuple[list[int], list[float]]:
@@ -74,8 +90,15 @@ def read(path: Path, keys: Collection[str]) -> dict[str, SoftTarget]:
     """The targets of these keys; none of a file that is absent or damaged."""
     try:
         return dict(_rows(path, keys)) if path.is_file() else {}
-    except (pa.ArrowException, OSError, ValueError):
+    except (pa.ArrowException, OSError, ValueError, KeyError):
         return {}
+
+
+def places(path: Path) -> dict[tuple[str, bytes], str]:
+    """The key of each row by its session and the bytes of its tokens."""
+    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as batches:
+        rows = batches.read_all().select(["session", "tokens", "key"]).to_pylist()
+    return {(row["session"], row["tokens"]): row["key"] for row in rows}
 
 
 def _rows(path: Path, keys: Collection[str]) -> Iterator[tuple[str, SoftTarget]]:
@@ -89,7 +112,8 @@ def _rows(path: Path, keys: Collection[str]) -> Iterator[tuple[str, SoftTarget]]
 def _target(row: Mapping[str, Any]) -> SoftTarget:
     tail = np.frombuffer(row["tail"], np.float16)
     ids, logprobs = (np.frombuffer(row[name], kind) for name, kind in (("ids", np.int32), ("logprobs", np.float16)))
-    return SoftTarget(ids.reshape(len(tail), -1), logprobs.reshape(len(tail), -1), tail)
+    sums = {name: row[name] for name in _SUMS}
+    return SoftTarget(ids.reshape(len(tail), -1), logprobs.reshape(len(tail), -1), tail, **sums)
 
 
 def write(path: Path, targets: Mapping[str, SoftTarget], origins: Mapping[str, Origin]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ from distill.models.token_bytes import Spelling
 from distill.train.mask_check import MaskRow
 from distill.train.objectives import Collected
 from distill.train.objectives.by_bytes import END, Piece, TeacherToken, mapped, vocabulary
-from distill.train.objectives.soft_file import Origin, SoftTarget
+from distill.train.objectives.soft_file import Origin, SoftTarget, joined
 from distill.types import Session
 
 
@@ -45,11 +45,6 @@ class Tally:
 
     lost: Counter[str]
     """Rows without targets, by reason."""
-    reported: float = 0.0
-    mapped: float = 0.0
-    """Probability reported at tokens of another tokenizer, and the part of it that the student's tokens spell."""
-    unsound: int = 0
-    """Tokens at which the teacher's report was no distribution."""
     unseen: int = 0
     """Rows whose teacher saw a system turn that the student does not see."""
 
@@ -71,17 +66,10 @@ class Student:
         """The pieces of each trained answer."""
         return spelt_answers(row.example, self._spelling, self.end)
 
-    def mapped(self, row: MaskRow, answers: Sequence[Sequence[TeacherToken]], tally: Tally) -> SoftTarget:
+    def mapped(self, row: MaskRow, answers: Sequence[Sequence[TeacherToken]]) -> SoftTarget:
         """Targets of the row's answers from the teacher's tokens, answer by answer."""
         pairs = zip(answers, self.answers(row), strict=True)
-        parts = [mapped(tokens, pieces, self.ids, self.source.k) for tokens, pieces in pairs]
-        for _, coverage in parts:
-            tally.reported, tally.mapped = tally.reported + coverage.reported, tally.mapped + coverage.mapped
-            tally.unsound += coverage.unsound
-        targets = [target for target, _ in parts]
-        return SoftTarget(
-            *(np.concatenate([getattr(one, each.name) for one in targets]) for each in fields(SoftTarget))
-        )
+        return joined([mapped(tokens, pieces, self.ids, self.source.k) for tokens, pieces in pairs])
 
 
 def origin_of(row: MaskRow, teacher: str, train_on: chat_template.TrainOn) -> Origin:

@@ -24,7 +24,7 @@ from distill.train.kernels.soft import SoftRows
 from distill.train.mask_check import MaskRow
 from distill.train.objectives.by_bytes import END, Piece, TeacherToken, of_reply
 from distill.train.objectives.endpoint_scores import NoScores, elsewhere
-from distill.train.objectives.soft_file import NAME, PARTS, SoftTarget, write
+from distill.train.objectives.soft_file import NAME, PARTS, SoftTarget, places, read, write
 from distill.train.objectives.soft_source import Source, Student, Tally, origin_of
 from distill.train.objectives.teacher_scores import here, scored
 
@@ -75,6 +75,8 @@ def prepare(rows: Sequence[MaskRow], source: Source, *, weight: float) -> SoftTa
     less than half of the teacher's probability can be mapped to the student's tokens; `ModelError` for a model,
     `StageIncomplete` where an endpoint leaves rows without scores for now.
     """
+    if not processes.is_first():
+        return _as_written(rows, source, weight)
     keys: list[str | None] = [None] * len(rows)
     targets: dict[str, SoftTarget] = {}
     tally = Tally(Counter())
@@ -82,11 +84,11 @@ def prepare(rows: Sequence[MaskRow], source: Source, *, weight: float) -> SoftTa
     differences: dict[str, str] = {}
     for name in dict.fromkeys(_teacher_of(row, source) for row in rows):
         mine = {place: row for place, row in enumerate(rows) if _teacher_of(row, source) == name}
-        for found, places in _of_teacher(name, mine, student, tally, differences):
+        for found, at in _of_teacher(name, mine, student, tally, differences):
             targets |= found
-            for place, key in places.items():
+            for place, key in at.items():
                 keys[place] = key
-    if targets and processes.is_first():
+    if targets:
         origins = {
             key: origin_of(row, _teacher_of(row, source) or "", source.train_on)
             for key, row in zip(keys, rows, strict=True)
@@ -95,10 +97,29 @@ def prepare(rows: Sequence[MaskRow], source: Source, *, weight: float) -> SoftTa
         write(source.folder / NAME, targets, origins)
         shutil.rmtree(source.folder / PARTS, ignore_errors=True)
     covered = _report(rows, keys, targets, tally, source.say)
+    return _of_rows(rows, source, weight, keys, targets, {"targets": covered, "tokenizers": differences})
+
+
+def _as_written(rows: Sequence[MaskRow], source: Source, weight: float) -> SoftTargets:
+    """What the first process has written: only that one has the run's journal."""
+    known = places(source.folder / NAME)
+    origins = [origin_of(row, "", source.train_on) for row in rows]
+    keys = [known.get((one.session, one.tokens.tobytes())) for one in origins]
+    targets = read(source.folder / NAME, {key for key in keys if key is not None})
+    return _of_rows(rows, source, weight, keys, targets, {})
+
+
+def _of_rows(
+    rows: Sequence[MaskRow],
+    source: Source,
+    weight: float,
+    keys: Sequence[str | None],
+    targets: Mapping[str, SoftTarget],
+    facts: Mapping[str, Any],
+) -> SoftTargets:
     digest = json_sha256([weight, source.k, keys])
-    found_rows = [None if key is None else targets[key] for key in keys]
-    facts = {"targets": covered, "tokenizers": differences}
-    return SoftTargets(found_rows, [row.example.trained for row in rows], weight, source.k, digest, facts)
+    found = [None if key is None else targets[key] for key in keys]
+    return SoftTargets(found, [row.example.trained for row in rows], weight, source.k, digest, facts)
 
 
 def _teacher_of(row: MaskRow, source: Source) -> str | None:
@@ -151,7 +172,7 @@ def _journalled(
         tally.unseen += not shown.issuperset(source.collected.systems([str(key) for key in asked]))
         answers = [_reply_of(pieces, replies) for pieces in student.answers(row)]
         key = json_sha256([row.id, row.example.input_ids, row.example.labels, list(asked), source.k])
-        targets[key], keys[place] = student.mapped(row, answers, tally), key
+        targets[key], keys[place] = student.mapped(row, answers), key
     return targets, keys, silent
 
 
@@ -173,8 +194,9 @@ def _report(
 
     Raises `RecipeError` where it is nothing, or where too little of the mass is mapped.
     """
+    used = [targets[key] for key in keys if key is not None]
     reasons = "; ".join(f"{count} rows {reason}" for reason, count in tally.lost.items() if count)
-    tails = np.concatenate([targets[key].tail for key in keys if key is not None] or [np.zeros(0)]).astype(np.float32)
+    tails = np.concatenate([one.tail for one in used] or [np.zeros(0)]).astype(np.float32)
     known = tails[~np.isnan(tails)]
     if not len(known):
         raise RecipeError(
@@ -182,17 +204,18 @@ def _report(
             " teacher run here (`serve`), collect with teacher.sampling: {logprobs: true, top_logprobs: 20}, have its"
             " tokenizer on this machine where its server scores texts, or take `kind: sft`"
         )
-    share = tally.mapped / tally.reported if tally.reported else 1.0
+    reported, spelt, unsound = (sum(getattr(one, name) for one in used) for name in ("reported", "spelt", "unsound"))
+    share = spelt / reported if reported else 1.0
     if share < LEAST_MAPPED:
         raise RecipeError(
             f"train.objective soft: only {share:.0%} of the teacher's probability lies on tokens that the student has "
             "too; take a student with a tokenizer nearer to the teacher's, or `kind: sft`"
         )
     total = sum(row.example.trained for row in rows)
-    by_bytes = f"; {share:.1%} of what the teacher reported is spelt by the student's tokens" if tally.reported else ""
+    by_bytes = f"; {share:.1%} of what the teacher reported is spelt by the student's tokens" if reported else ""
     rest = f"; the rest learns by cross entropy: {reasons}" if reasons else ""
-    if tally.unsound:
-        rest += f"; {tally.unsound} tokens came with no distribution (sentinels, nulls, masses above 1)"
+    if unsound:
+        rest += f"; {unsound} tokens came with no distribution (sentinels, nulls, masses above 1)"
     if tally.unseen:
         rest += f"; in {tally.unseen} rows the teacher saw a system turn that the student does not see"
     say(

@@ -111,7 +111,7 @@ def scored(
     missing = [key for key in wanted if key not in found]
     if missing:
         student.source.say(f"soft targets: {teacher.name} scores {len(missing)} rows; {len(found)} are in {NAME}")
-        found |= _computed(teacher, {key: wanted[key] for key in missing}, student, tally, parts)
+        found |= _computed(teacher, {key: wanted[key] for key in missing}, student, parts)
     return found, keys
 
 
@@ -140,7 +140,7 @@ def _is_aligned(example: Example, row: MaskRow, teacher: Teacher) -> bool:
 
 
 def _computed(
-    teacher: Teacher, wanted: Mapping[str, tuple[MaskRow, Example]], student: Student, tally: Tally, parts: Path
+    teacher: Teacher, wanted: Mapping[str, tuple[MaskRow, Example]], student: Student, parts: Path
 ) -> dict[str, SoftTarget]:
     """The targets of rows, written to `parts` every `rows_at_once` rows."""
     found: dict[str, SoftTarget] = {}
@@ -152,7 +152,7 @@ def _computed(
             chunk = keys[start : start + teacher.rows_at_once]
             scores = scores_of([wanted[key][1] for key in chunk])
             new = {
-                key: _for_student(target, teacher, spelling, *wanted[key], student, tally)
+                key: _for_student(target, teacher, spelling, *wanted[key], student)
                 for key, target in zip(chunk, scores, strict=True)
             }
             origins = {key: origin_of(wanted[key][0], teacher.name, student.source.train_on) for key in chunk}
@@ -171,7 +171,6 @@ def _for_student(
     row: MaskRow,
     example: Example,
     student: Student,
-    tally: Tally,
 ) -> SoftTarget:
     """The teacher's entries in the student's ids."""
     theirs, ours = teacher.ends
@@ -188,7 +187,7 @@ def _for_student(
             )
             line += 1
         answers.append(tokens)
-    return student.mapped(row, answers, tally)
+    return student.mapped(row, answers)
 
 
 def _spelt(target: SoftTarget, line: int, spelling: Spelling, end: int) -> list[tuple[Piece, float]]:
