@@ -57,6 +57,7 @@ class Soft(Sft):
         """Make the targets that are missing; the first process computes them."""
         from accelerate import PartialState
 
+        from distill.models.device import training_device
         from distill.train.objectives import soft_targets
         from distill.train.objectives.soft_source import Source
 
@@ -73,7 +74,8 @@ class Soft(Sft):
             k=self.options.k,
             say=data.say,
         )
-        with PartialState().main_process_first():
+        is_cpu = training_device(settings.options.device).type == "cpu"  # as TRL's arguments say it
+        with PartialState(cpu=is_cpu).main_process_first():
             self._targets = soft_targets.prepare(data.examples.rows, source, weight=self.options.weight)
         self.facts = self._targets.facts
         return {"soft targets": self._targets.sha256}
