@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         expand_tasks as expand_tasks,
         open_run as open_run,
         run_recipe as run_recipe,
+        soft_targets as soft_targets,
         train_student as train_student,
     )
     from distill.collect.sessions import (
@@ -137,6 +138,7 @@ _PUBLIC = {
     "opening": "distill.collect.sessions",
     "prompt_of": "distill.curate.filters",
     "run_recipe": "distill.api",
+    "soft_targets": "distill.api",
     "texts_of": "distill.curate.filters",
     "train_student": "distill.api",
     "write_json_rows": "distill.formats.exporters",

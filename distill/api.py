@@ -295,6 +295,31 @@ def open_run(path: str | os.PathLike[str]) -> RunFolder:
     return RunFolder(folder)
 
 
+def soft_targets(run: str | os.PathLike[str]) -> Dataset:
+    """The teacher's probabilities that a run's student was trained on: one row per trained token.
+
+    `session` (with `#2` behind it for the second part of one that was split) and `turn`, the number of the message from
+    0; `teacher`; `token` and `ids`, the answer's own token and the most probable ones, in the student's vocabulary;
+    `logprobs`, theirs in nats; `tail`, the log of what they leave out. A token that learnt by cross entropy alone has
+    no `ids` and a `tail` of `None`. Raises `RunFolderError` for a run without soft targets.
+    """
+    folder = open_run(run).folder
+    datasets = _datasets()
+    import pyarrow
+
+    from distill.train.objectives.soft_file import NAME as SOFT_TARGETS
+    from distill.train.objectives.soft_file import by_token
+
+    try:
+        return datasets.Dataset(by_token(folder / SOFT_TARGETS))
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{folder} has no {SOFT_TARGETS}; set train.objective: {{kind: soft}}, and run its stage `train`"
+        ) from error
+    except (pyarrow.ArrowException, KeyError, ValueError) as error:
+        raise RunFolderError(f"{folder / SOFT_TARGETS} cannot be read; run the stage `train` again") from error
+
+
 def _datasets() -> Any:
     try:
         import datasets

@@ -182,6 +182,21 @@ def applied(messages: Sequence[Message], name: str, source: str, tokenizer: Toke
         ) from error
 
 
+def default_system(template: str, tokenizer: Tokenizer) -> str:
+    """The system turn that a template writes where a conversation has none; empty for none."""
+    source, probe = jinja(template, tokenizer), _UNUSED_CHARS[-1]
+    user = Message("user", probe)
+    try:
+        plain, given = (
+            applied(turns, template, source, tokenizer, prompt=True).partition(probe)[0]
+            for turns in ([user], [Message("system", probe), user])
+        )
+    except DistillError:
+        return ""
+    marks = pattern_of(token.content for token in tokenizer.added_tokens_decoder.values())
+    return marks.split(plain[len(given) :])[0].strip() if plain.startswith(given) else ""
+
+
 def _check_roles(messages: Sequence[Message], template: str) -> None:
     for index, message in enumerate(messages):
         if message.role not in ("system", "user", "assistant"):

@@ -21,6 +21,7 @@ from distill.errors import some_of
 from distill.expand.pool import FEWEST_OUTSTANDING, MOST_OUTSTANDING, ProposalCost
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
+from distill.pipeline import signal_forecast
 from distill.pipeline.requirements import known_faults, warnings
 from distill.pipeline.student_forecast import training_lines
 from distill.recipe import Asks, Collect, Compare, Judging, Recipe, Teacher
@@ -55,7 +56,7 @@ def lines(recipe: Recipe, *, probed: bool = True, run: Path | None = None) -> li
     texts += _spending(recipe, run)
     if recipe.train is not None:
         require_trackers(recipe.train.options.report_to)
-    texts += training_lines(recipe)
+    texts += training_lines(recipe) + _signals(recipe, run)
     return texts + warnings(recipe) + (known_faults(recipe) if probed else [])
 
 
@@ -140,6 +141,19 @@ def _replayed(recipe: Recipe, run: Path | None) -> list[str]:
     return [f"not in these figures: answers that {some_of(journals)} has to the same requests are not asked for again"]
 
 
+def _signals(recipe: Recipe, run: Path | None) -> list[str]:
+    """The lines on soft targets, by the most that collect asks for."""
+    collected = next((plan for plan in _plans(recipe, run) if plan.stage == "collect"), None)
+    if collected is None:
+        return signal_forecast.lines(recipe, rows=0, answer_tokens=None, prompt_tokens=0)
+    return signal_forecast.lines(
+        recipe,
+        rows=collected.requests,
+        answer_tokens=collected.answer_tokens,
+        prompt_tokens=collected.prompt_tokens,
+    )
+
+
 def _plans(recipe: Recipe, run: Path | None) -> Iterator[StageForecast]:
     most = _longest(teacher.sampling.sampling() for teacher in recipe.teachers)
     tasks, prompt = (recipe.expand.tasks if recipe.expand else 0), PROMPT_TOKENS
@@ -156,6 +170,10 @@ def _plans(recipe: Recipe, run: Path | None) -> Iterator[StageForecast]:
     graded_rows = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)
     graders = [rule.options for rule in recipe.curate or () if isinstance(rule.options, Judge.Options)]
     yield from (_grading(options, recipe, graded_rows, prompt + (most or 0)) for options in graders if graded_rows)
+    if tasks and (models := signal_forecast.scoring_teachers(recipe)):
+        yield StageForecast(
+            stage="train", models=models, requests=tasks, prompt_tokens=prompt + (most or 0), answer_tokens=1
+        )
     if recipe.compare is not None:
         yield from _comparing(recipe, recipe.compare, prompt)
         if recipe.compare.judge is not None:

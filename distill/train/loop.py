@@ -30,7 +30,7 @@ from distill.train.dataset import Examples, checked_examples, split_held_out
 from distill.train.evaluation import BestCheckpoint, EvaluationCallback, evaluation_interval, held_out_sessions
 from distill.train.lora import initial_adapter
 from distill.train.memory import STATE_BYTES
-from distill.train.objectives import TrainingData
+from distill.train.objectives import Collected, TrainingData
 from distill.train.objectives.sft import NoOptions, Sft
 from distill.train.options import TrainSettings
 from distill.train.saving import save
@@ -71,6 +71,9 @@ class TrainResult:
     """Mean loss over the last tenth of the steps, nats per token."""
     tokens_per_second: float
     """Tokens seen, padding excluded, per second of training steps."""
+    objective: dict[str, Any]
+    """Facts of the objective; of soft targets `targets`, the share of the trained tokens that have one, and
+    `tokenizers`, by teacher the difference from the student's, or `same`."""
     checks: dict[str, Any]
     """The self-check before the first step; also in checks.json."""
 
@@ -110,7 +113,7 @@ def train(
     say: Callable[[str], None] | None = None,
     show: Callable[[MarkedExample], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    reply: Callable[[str], Mapping[str, Any] | None] = lambda key: None,
+    collected: Collected | None = None,
 ) -> TrainResult:
     """Train a student and write it to `student_folder`: adapter, tokenizer, logs, masks.json, and base.json last.
 
@@ -118,15 +121,15 @@ def train(
 
     A stopped run, even by SIGKILL, resumes from its last complete checkpoint and ends with the same weights as an
     uninterrupted one (on the same machine); Ctrl-C saves the current step. `fresh` starts over instead. Checkpoints are
-    kept until the student is in place. `callbacks` receive the trainer's events before our own callbacks; `reply` gives
-    the response body of an answer by its journal key, for soft targets. Raises
+    kept until the student is in place. `callbacks` receive the trainer's events before our own callbacks; `collected`
+    is what the run has of its teachers' answers, for soft targets. Raises
     `MaskError` for a wrong mask, `RunFolderError` when data, options or base have changed since the last checkpoint or
     the disk is full, `ModelError` when the base cannot be read or too many steps were skipped, `DistillError` when
     nothing is left to train on.
     """
     say = say or silent
     require_trackers(settings.options.report_to)
-    job = _job(sessions, student_folder, settings, say, show or silent, reply)
+    job = _job(sessions, student_folder, settings, say, show or silent, collected or Collected())
     identity = identity_of(job.examples, job.info, settings.options, settings.seed, objective=job.made_from)
     checkpoints = Checkpoints(student_folder, identity, say)
     if not fresh:
@@ -165,7 +168,7 @@ def _job(
     settings: TrainSettings,
     say: Callable[[str], None],
     show: Callable[[MarkedExample], None],
-    reply: Callable[[str], Mapping[str, Any] | None],
+    collected: Collected,
 ) -> TrainingJob:
     settings.require_start()
     options, template = settings.options, settings.template
@@ -204,7 +207,7 @@ def _job(
         settings=settings,
         layers=layers,
         tokenizer=tokenizer,
-        reply=reply,
+        collected=collected,
         say=say,
     )
     made_from = {**objective.deciding(), **objective.prepare(data)}
@@ -298,6 +301,7 @@ def _result(
         best_step=best_step,
         final_loss=sum(row["loss"] for row in tail) / len(tail),
         tokens_per_second=speed(steps),
+        objective=dict(job.objective.facts),
         checks=checks,
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from distill.core.extras import install
 from distill.core.jsonl import read_sessions
 from distill.core.processes import grow_in_place
 from distill.core.student_folder import NEXT, STUDENT, current
-from distill.engine.journal.store import Journal
+from distill.engine.engine import Engine
+from distill.engine.journal.store import NAME
+from distill.engine.journal.viewing import behind
 from distill.errors import DistillError, MissingPackage, RecipeError
 from distill.run import model_card, students
-from distill.run.context import Context, stop_teacher
+from distill.run.context import Context, account, engine_for, stop_teacher
 from distill.run.record import StageRecord, read_record
-from distill.train.objectives import OBJECTIVES
+from distill.train.objectives import OBJECTIVES, Collected, Endpoint
 from distill.train.objectives.sft import Sft
 from distill.train.options import LoraOptions, TrainOptions, TrainSettings
-from distill.types import Completion, Session
+from distill.types import Answer, Completion, Flow, Request, Session
 
 REVISION = 2
 """To be raised when the stage writes something else for the same inputs and options."""
@@ -51,18 +54,54 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     settings = settings_of(context.recipe)
     settings = replace(settings, objective=objective_of(context.recipe, allowed=context.options.allowed))
     stop_teacher(context)
-    counts = train(context.folder, settings, fresh="train" in context.options.redo, reply=_reply_in(context.journal))
+    counts = train(
+        context.folder, settings, fresh="train" in context.options.redo, collected=_collected(context, record)
+    )
     if processes.is_first():
         _put_in_place(context.folder, record, counts)
     return counts
 
 
-def _reply_in(journal: Journal) -> Callable[[str], Mapping[str, Any] | None]:
+def _collected(context: Context, record: StageRecord) -> Collected:
+    """The answers in the run's journal, and its teachers elsewhere."""
+
     def reply(key: str) -> Mapping[str, Any] | None:
-        answer = journal.get(key)
+        answer = context.journal.get(key)
         return answer.raw if isinstance(answer, Completion) else None
 
-    return reply
+    def systems(keys: Sequence[str]) -> list[str]:
+        turns = [turn for one in behind(context.folder / NAME, keys) for turn in one.request.get("messages", ())]
+        return [turn["content"] for turn in turns if turn["role"] == "system"]
+
+    engines: list[Engine] = []
+
+    def ask(teacher: str, requests: Sequence[Request]) -> Sequence[Answer]:
+        engines.append(engine_for(context, "train", console.Silent(), context.teachers.of_roles(())))
+        try:
+            return _answers(engines[-1], teacher, requests)
+        finally:
+            account(context, "train", record, engines)
+
+    elsewhere = [one for one in context.teachers if one.section.base_url is not None]
+    return Collected(
+        reply,
+        systems,
+        {
+            one.section.display_name: Endpoint(one.section.model, asdict(one.provider.endpoint), partial(ask, one.name))
+            for one in elsewhere
+        },
+    )
+
+
+def _answers(engine: Engine, teacher: str, requests: Sequence[Request]) -> list[Answer]:
+    """The answers of a teacher, by its name in the engine; from the journal as far as it has them."""
+
+    def flow(request: Request) -> Flow[Answer]:
+        answer: Answer = yield request
+        return answer
+
+    flows = [(f"row {number}", partial(flow, one)) for number, one in enumerate(requests, start=1)]
+    return [one.value for one in engine.run(flows, choose=lambda flow, role: teacher) if one.value is not None]
 
 
 def train(
@@ -70,11 +109,11 @@ def train(
     settings: TrainSettings,
     *,
     fresh: bool = False,
-    reply: Callable[[str], Mapping[str, Any] | None] = lambda key: None,
+    collected: Collected | None = None,
 ) -> dict[str, Any]:
     """Train a student on `folder/kept.jsonl` into `folder/student.next`; returns counts for run.json.
 
-    `fresh` ignores existing checkpoints; `reply` gives the response body of an answer by its journal key. Raises
+    `fresh` ignores existing checkpoints; `collected` is what the run has of its teachers' answers. Raises
     `DistillError` for missing or unusable rows, `RunFolderError` for checkpoints of another run, `MissingPackage`
     without the training packages, `ModelError` for the model.
     """
@@ -90,7 +129,7 @@ def train(
             progress=bar,
             say=console.say,
             show=console.say_marked,
-            reply=reply,
+            collected=collected,
         )
     return asdict(result)
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from distill.core import assets
 from distill.errors import RecipeError
 from distill.run.record import read_record
+from distill.train.objectives.soft import Soft, SoftOptions
 from tests.support import training
 
 pytest.importorskip("torch")
@@ -21,6 +23,8 @@ pytestmark = pytest.mark.model
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = {"method": "lora", "epochs": 1, "learning_rate": 5e-3, "lora": {"r": 8}, "batch_tokens": 80, "save_steps": 3}
+SOFT = {"kind": "soft", "k": 8}
+TAUGHT = [replace(session, meta={"teacher": "tiny"}) for session in training.SESSIONS]
 
 
 def launched(*arguments: str, cwd: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
@@ -37,14 +41,15 @@ def folder(tiny, tmp_path_factory) -> Path:
     from distill.pipeline.runner import run_recipe
 
     root = tmp_path_factory.mktemp("processes")
-    write_rows(root / "rows.jsonl", training.SESSIONS)
+    write_rows(root / "rows.jsonl", TAUGHT)
     recipe = {
         "name": "shared",
         "seed": 1,
         "sources": [{"from": "distill", "path": "rows.jsonl", "licence": "ours"}],
         "curate": [{"filter": "empty"}],
         "student": {"model": tiny, "prune": {"layers": 3}},
-        "train": TRAIN,
+        "teacher": {"name": "tiny", "model": tiny, "serve": "transformers", "terms": "ours"},
+        "train": {**TRAIN, "objective": SOFT},
     }
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return run_recipe(root / "recipe.yaml", run_dir=root / "run", stages=["collect", "curate"])
@@ -58,7 +63,11 @@ def shared(folder) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_have_the_losses_of_one(folder, shared, tiny, tmp_path):
-    training.run(tmp_path, tiny, options=training.options(**{**TRAIN, "lora": {"r": 8, "alpha": 32}}))
+    """Of soft targets, which the first makes and the other reads."""
+    options = training.options(**{**TRAIN, "lora": {"r": 8, "alpha": 32}})
+    training.run(
+        tmp_path, tiny, sessions=TAUGHT, options=options, teachers={"tiny": tiny}, objective=Soft(SoftOptions(k=8))
+    )
     alone = training.losses(tmp_path)
     assert training.losses(folder / "student") == pytest.approx(alone, abs=1e-4)
     assert alone[-1] < alone[0] - 0.2

@@ -68,7 +68,7 @@ def run(
     return result, lines
 
 
-def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1, earlier=None):
+def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1, earlier=None, objective=None):
     """TRL's trainer as a run builds it, but that its adapter does something from the start."""
     from pathlib import Path
 
@@ -79,9 +79,12 @@ def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1, earlier=None):
 
     tokenizer = loading.load_tokenizer(Path(model))
     examples = dataset.examples_of(sessions, "chatml", tokenizer, options)
+    if objective is not None:
+        objective.rows = examples.examples
     with third_party.quiet():
         trainer = build.build(
-            Path(model), None, tokenizer, examples, options=options, seed=seed, output=Path(model) / "no", say=print
+            Path(model), None, tokenizer, examples, options=options, seed=seed, output=Path(model) / "no", say=print,
+            objective=objective,
         )  # fmt: skip
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.types import Session
+from distill.types import Answer, Request, Session
 
 if TYPE_CHECKING:
     from distill.train.dataset import Examples
@@ -18,6 +18,29 @@ OBJECTIVES = {
     "sft": "distill.train.objectives.sft:Sft",
     "soft": "distill.train.objectives.soft:Soft",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A teacher elsewhere, which may score texts."""
+
+    model: str
+    identity: Any
+    """What determines its answers, as JSON."""
+    ask: Callable[[Sequence[Request]], Sequence[Answer]]
+    """Answers requests of the role `teacher`, from the journal as far as it has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a run has of its teachers' answers, and how it asks for more."""
+
+    reply: Callable[[str], Mapping[str, Any] | None] = lambda key: None
+    """The response body of an answer in the journal, by its key."""
+    systems: Callable[[Sequence[str]], Sequence[str]] = lambda keys: ()
+    """The system turns that the teacher was shown for the answers with these keys."""
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
+    """Teachers elsewhere, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +61,5 @@ class TrainingData:
     layers: Sequence[int] | None
     """Those of the base that the student keeps; None for all."""
     tokenizer: Any
-    reply: Callable[[str], Mapping[str, Any] | None]
-    """The response body of an answer in the journal, by its key."""
+    collected: Collected
     say: Callable[[str], None]

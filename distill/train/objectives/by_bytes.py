@@ -8,22 +8,23 @@ known to begin with a certain student token; and a shorter teacher token may be 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from distill.models.token_bytes import Spelling
-from distill.train.kernels.soft import PADDING
-from distill.train.objectives.soft_file import SoftTarget
+from distill.train.objectives.soft_file import SoftTarget, target_of
 
 END = None
 """In place of bytes: the token that ends an answer, whatever it is called."""
 Piece: TypeAlias = bytes | None
 SENTINEL = -9000.0
 """Log-probabilities below say "not reported": OpenAI writes -9999.0."""
+MOST_MASS = 1.01
+"""Sum of probabilities above which a report is no distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +34,6 @@ class TeacherToken:
     text: Piece
     entries: Sequence[tuple[Piece, float]]
     """Alternatives and their log-probabilities in nats, the token itself among them where it was reported."""
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """How much of an answer could be mapped."""
-
-    tokens: int
-    """Student's tokens with a target."""
-    reported: float
-    """Sum over all shared boundaries of the probability that the teacher reported."""
-    mapped: float
-    """Sum of what student tokens spell."""
 
 
 def vocabulary(tokenizer: Any, end: int) -> dict[Piece, int]:
@@ -75,14 +64,10 @@ def _bytes(token: Mapping[str, Any]) -> bytes:
 
 def _entries(token: Mapping[str, Any]) -> Iterator[tuple[Piece, float]]:
     for one in (token, *(token.get("top_logprobs") or ())):
-        logprob = float(one["logprob"])
-        if SENTINEL < logprob <= 1e-3:
-            yield _bytes(one), min(logprob, 0.0)
+        yield _bytes(one), float(one["logprob"])
 
 
-def mapped(
-    tokens: Sequence[TeacherToken], pieces: Sequence[Piece], ids: Mapping[Piece, int], k: int
-) -> tuple[SoftTarget, Coverage]:
+def mapped(tokens: Sequence[TeacherToken], pieces: Sequence[Piece], ids: Mapping[Piece, int], k: int) -> SoftTarget:
     """Targets for the student's tokens of one answer, spelt by `pieces`; NaN where no boundary or spelling is shared.
 
     The answer may be a part of what the teacher wrote; one that stands there twice has no targets, as either may be
@@ -90,18 +75,16 @@ def mapped(
     """
     starts = _starts(tokens, b"".join(piece for piece in pieces if piece is not END))
     offsets = accumulate((len(piece or b"") for piece in pieces[:-1]), initial=0)
-    found = [_target(starts.get((offset, piece is END)), ids, k) for offset, piece in zip(offsets, pieces, strict=True)]
+    there = [starts.get((offset, piece is END)) for offset, piece in zip(offsets, pieces, strict=True)]
+    found = [_target(token, ids, k) for token in there]
     reported = [one for one in found if one is not None]
-    entries_of = [{} if one is None else one[0] for one in found]
-    rows = [_line(one, k) for one in entries_of]
-    tail = np.array([_rest(one) if one else np.nan for one in entries_of], np.float16)
-    entries = SoftTarget(
-        np.array([line[0] for line in rows], np.int32).reshape(-1, k),
-        np.array([line[1] for line in rows], np.float16).reshape(-1, k),
-        tail,
+    return target_of(
+        [{} if one is None else one[0] for one in found],
+        k,
+        reported=sum(mass for _, mass, _ in reported),
+        spelt=sum(mass for _, _, mass in reported),
+        unsound=sum(token is not None for token in there) - len(reported),
     )
-    sums = [np.exp(list(one.values())).sum() for one in entries_of if one]
-    return entries, Coverage(len(sums), float(sum(mass for _, mass in reported)), float(sum(sums)))
 
 
 def _starts(tokens: Sequence[TeacherToken], answer: bytes) -> dict[tuple[int, bool], TeacherToken]:
@@ -113,35 +96,43 @@ def _starts(tokens: Sequence[TeacherToken], answer: bytes) -> dict[tuple[int, bo
     found: dict[tuple[int, bool], TeacherToken] = {}
     place = -begin
     for token in tokens:
-        if token.text is END:
-            found[len(answer), True] = token
+        if token.text is END and place == len(answer):
+            found[place, True] = token
         elif 0 <= place < len(answer):
             found[place, False] = token
         place += len(token.text or b"")
     return found
 
 
-def _target(token: TeacherToken | None, ids: Mapping[Piece, int], k: int) -> tuple[dict[int, float], float] | None:
-    """Log-probabilities by student id and the reported mass; None where the report is no distribution."""
-    if token is None:
+def _target(
+    token: TeacherToken | None, ids: Mapping[Piece, int], k: int
+) -> tuple[dict[int, float], float, float] | None:
+    """Log-probabilities by student id, the reported mass, and what of it student tokens spell, before k cuts it.
+
+    None where the report is no distribution.
+    """
+    if token is None or not (best := distribution(token.entries)):
         return None
-    by_piece = dict(token.entries)
-    mass = float(np.exp(list(by_piece.values())).sum()) if by_piece else 0.0
-    if not 0 < mass <= 1.01 or (len(by_piece) > 1 and len(set(by_piece.values())) == 1):
-        return None
-    best = sorted(by_piece.items(), key=lambda one: -one[1])
-    known = [(ids[piece], logprob) for piece, logprob in best if piece in ids][:k]
-    return dict(known), mass
+    known = {ids[piece]: logprob for piece, logprob in best.items() if piece in ids}
+    reported, spelt = (float(np.exp(list(one.values())).sum()) for one in (best, known))
+    return best_of(known, ids.get(token.text), k), reported, spelt
 
 
-def _line(entries: Mapping[int, float], k: int) -> tuple[list[int], list[float]]:
-    """The entries with padding up to `k`: ids of the first one again, which counts once."""
-    ids, logprobs = list(entries) or [0], list(entries.values()) or [PADDING]
-    short = k - len(ids)
-    return ids + [ids[0]] * short, logprobs + [PADDING] * short
+Key = TypeVar("Key")
 
 
-def _rest(entries: Mapping[int, float]) -> float:
-    """Log of the probability that the entries leave out, at least float16's smallest step below 1."""
-    left = 1 - float(np.exp(list(entries.values())).sum())
-    return float(np.log(max(left, 1e-6)))
+def distribution(entries: Iterable[tuple[Key, float]]) -> dict[Key, float]:
+    """The log-probabilities in falling order, sentinels left out; empty where they are no distribution."""
+    by_key = {key: min(logprob, 0.0) for key, logprob in entries if SENTINEL < logprob <= 1e-3}
+    mass = float(np.exp(list(by_key.values())).sum()) if by_key else 0.0
+    if not 0 < mass <= MOST_MASS or (len(by_key) > 1 and len(set(by_key.values())) == 1):
+        return {}
+    return dict(sorted(by_key.items(), key=lambda one: -one[1]))
+
+
+def best_of(entries: Mapping[int, float], own: int | None, k: int) -> dict[int, float]:
+    """The first k entries, with the answer's own token in place of the k-th where it is not among them."""
+    first = dict(list(entries.items())[:k])
+    if own is None or own in first or own not in entries:
+        return first
+    return {**dict(list(first.items())[: k - 1]), own: entries[own]}

@@ -43,6 +43,8 @@ class Sft:
     def __init__(self, options: Any) -> None:
         self.options = options
         self.rows: Sequence[Example] = ()
+        self.facts: Mapping[str, Any] = {}
+        """What `prepare` has to say in run.json."""
 
     def deciding(self) -> dict[str, Any]:
         """What decides the weights, by recipe key; empty for `sft`, which is the default."""

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from distill.recipe import BaseOptions, Recipe
+from distill.core.embedded import EMBEDDED
+from distill.models.tokenizer_identity import tokenizer_file
+from distill.recipe import BaseOptions, Recipe, Teacher
 from distill.train.objectives.sft import Sft
 
 if TYPE_CHECKING:
@@ -28,6 +30,11 @@ class SoftOptions(BaseOptions):
     """Most probable tokens that are kept of each distribution; all others share one bucket."""
 
 
+def may_score(teacher: Teacher) -> bool:
+    """Whether a teacher elsewhere can be asked to score texts: its tokenizer is on this machine."""
+    return teacher.base_url is not None and (teacher.model in EMBEDDED or tokenizer_file(teacher.model) is not None)
+
+
 class Soft(Sft):
     """Cross entropy mixed with the divergence from the teacher's token probabilities."""
 
@@ -37,18 +44,20 @@ class Soft(Sft):
     has_targets = True
 
     def fault(self, recipe: Recipe) -> str:
-        """A teacher on this machine scores the rows; one elsewhere must have been asked for its probabilities."""
-        if any(one.serve or one.sampling.top_logprobs for one in recipe.teachers):
+        """A teacher here scores the rows; one elsewhere gave probabilities, or scores texts of its own tokens."""
+        if any(one.serve or one.sampling.top_logprobs or may_score(one) for one in recipe.teachers):
             return ""
         return (
-            "soft targets come from a teacher on this machine (`serve`), or from what collect asked for: set "
-            "teacher.sampling: {logprobs: true, top_logprobs: 20}, or train by `kind: sft`"
+            "soft targets come from a teacher on this machine (`serve`), from what collect asked for (set "
+            "teacher.sampling: {logprobs: true, top_logprobs: 20}), or from a server that scores texts, for which the "
+            "teacher's tokenizer must be on this machine under the name teacher.model; else train by `kind: sft`"
         )
 
     def prepare(self, data: TrainingData) -> Mapping[str, Any]:
         """Make the targets that are missing; the first process computes them."""
         from accelerate import PartialState
 
+        from distill.models.device import training_device
         from distill.train.objectives import soft_targets
         from distill.train.objectives.soft_source import Source
 
@@ -58,15 +67,17 @@ class Soft(Sft):
             folder=data.run,
             teachers=settings.teachers,
             sessions=data.sessions,
-            reply=data.reply,
+            collected=data.collected,
             template=settings.template,
             tokenizer=data.tokenizer,
             train_on=settings.options.train_on,
             k=self.options.k,
             say=data.say,
         )
-        with PartialState().main_process_first():
+        is_cpu = training_device(settings.options.device).type == "cpu"  # as TRL's arguments say it
+        with PartialState(cpu=is_cpu).main_process_first():
             self._targets = soft_targets.prepare(data.examples.rows, source, weight=self.options.weight)
+        self.facts = self._targets.facts
         return {"soft targets": self._targets.sha256}
 
     def targets(self, rows: Sequence[int]) -> TokenTargets | None:

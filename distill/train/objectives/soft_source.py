@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -16,8 +16,9 @@ from distill.models import chat_template
 from distill.models.chat_template import IGNORED, Example
 from distill.models.token_bytes import Spelling
 from distill.train.mask_check import MaskRow
+from distill.train.objectives import Collected
 from distill.train.objectives.by_bytes import END, Piece, TeacherToken, mapped, vocabulary
-from distill.train.objectives.soft_file import SoftTarget
+from distill.train.objectives.soft_file import Origin, SoftTarget, joined
 from distill.types import Session
 
 
@@ -30,8 +31,7 @@ class Source:
     teachers: Mapping[str, str]
     """Models of the teachers on this machine, by name."""
     sessions: Mapping[str, Session]
-    reply: Callable[[str], Mapping[str, Any] | None]
-    """The response body of an answer in the journal, by its key."""
+    collected: Collected
     template: str
     tokenizer: Any
     train_on: chat_template.TrainOn
@@ -45,9 +45,8 @@ class Tally:
 
     lost: Counter[str]
     """Rows without targets, by reason."""
-    reported: float = 0.0
-    mapped: float = 0.0
-    """Probability reported at tokens of another tokenizer, and the part of it that the student's tokens spell."""
+    unseen: int = 0
+    """Rows whose teacher saw a system turn that the student does not see."""
 
 
 class Student:
@@ -67,21 +66,28 @@ class Student:
         """The pieces of each trained answer."""
         return spelt_answers(row.example, self._spelling, self.end)
 
-    def mapped(self, row: MaskRow, answers: Sequence[Sequence[TeacherToken]], tally: Tally) -> SoftTarget:
+    def mapped(self, row: MaskRow, answers: Sequence[Sequence[TeacherToken]]) -> SoftTarget:
         """Targets of the row's answers from the teacher's tokens, answer by answer."""
         pairs = zip(answers, self.answers(row), strict=True)
-        parts = [mapped(tokens, pieces, self.ids, self.source.k) for tokens, pieces in pairs]
-        for _, coverage in parts:
-            tally.reported, tally.mapped = tally.reported + coverage.reported, tally.mapped + coverage.mapped
-        targets = [target for target, _ in parts]
-        return SoftTarget(
-            *(np.concatenate([getattr(one, each.name) for one in targets]) for each in fields(SoftTarget))
-        )
+        return joined([mapped(tokens, pieces, self.ids, self.source.k) for tokens, pieces in pairs])
+
+
+def origin_of(row: MaskRow, teacher: str, train_on: chat_template.TrainOn) -> Origin:
+    """Where the row's trained tokens stand."""
+    answers = [at for at, one in enumerate(row.messages) if one.role == "assistant" and at not in row.unlearnt]
+    runs = trained_runs(row.example)
+    turns = np.repeat(answers if train_on == "all" else answers[-1:], [len(run) for run in runs])
+    return Origin(row.id, teacher, turns.astype(np.int16), np.array([id_ for run in runs for id_ in run], np.int32))
+
+
+def trained_runs(example: Example) -> list[list[int]]:
+    """The ids of each trained answer."""
+    return [list(run) for trained, run in groupby(example.labels, key=lambda one: one != IGNORED) if trained]
 
 
 def spelt_answers(example: Example, spelling: Spelling, end: int) -> list[list[Piece]]:
     """The pieces of each run of trained tokens, with `END` for the end token."""
-    runs = [list(run) for trained, run in groupby(example.labels, key=lambda one: one != IGNORED) if trained]
     return [
-        [END if id_ == end else piece for id_, piece in zip(run, spelling.pieces(run), strict=True)] for run in runs
+        [END if id_ == end else piece for id_, piece in zip(run, spelling.pieces(run), strict=True)]
+        for run in trained_runs(example)
     ]

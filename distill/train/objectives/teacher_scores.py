@@ -1,11 +1,12 @@
-"""Scores rows with a teacher on this machine: its most probable tokens at every token that is trained."""
+"""Scores rows with a teacher: its most probable tokens at every token that is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,16 +15,16 @@ from torch import Tensor
 from distill.core import console
 from distill.core.hashing import json_sha256
 from distill.core.weights import fingerprint
-from distill.errors import DistillError
+from distill.errors import DistillError, one_line
 from distill.models import chat_template, loading, tokenizer_identity
 from distill.models.chat_template import IGNORED, Example
 from distill.models.device import free_memory
 from distill.models.padding import by_length, padded
 from distill.models.token_bytes import Spelling
 from distill.train.mask_check import MaskRow
-from distill.train.objectives.by_bytes import END, TeacherToken
-from distill.train.objectives.soft_file import NAME, PARTS, SoftTarget, read, write
-from distill.train.objectives.soft_source import Source, Student, Tally, spelt_answers
+from distill.train.objectives.by_bytes import END, Piece, TeacherToken
+from distill.train.objectives.soft_file import NAME, PADDING, PARTS, SoftTarget, read, write
+from distill.train.objectives.soft_source import Source, Student, Tally, origin_of, spelt_answers
 
 BATCH_TOKENS = 1_024
 """Padded tokens in one of the teacher's forward passes; their float32 logits take 0.2 GB with 49,152 tokens."""
@@ -31,34 +32,65 @@ ROWS_AT_ONCE = 64
 """Rows scored between two writes; a killed run loses fewer."""
 
 
+Score: TypeAlias = Callable[[Sequence[Example]], list[SoftTarget]]
+"""The k most probable tokens, in the teacher's ids, at each trained token of examples in the teacher's tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A teacher on this machine, ready to score."""
+    """A teacher that can score rows."""
 
     name: str
-    folder: Path
     tokenizer: Any
     template: str
-    is_same: bool
-    """Whether its tokenizer is the student's."""
+    difference: str
+    """Of its tokenizer from the student's; empty where they are one."""
     sha256: str
-    """Of its weights and template."""
+    """Of what its scores depend on: weights or address, template, and how its tokens become the student's."""
     ends: tuple[int, int]
     """Ids of its end token and of the student's."""
+    load: Callable[[], Score]
+    rows_at_once: int
 
 
-def ready(name: str, source: Source) -> Teacher:
-    """The teacher of that name. Raises `ModelError`."""
+def here(name: str, source: Source) -> Teacher:
+    """The teacher of that name on this machine. Raises `ModelError`."""
     model = source.teachers[name]
     folder = loading.materialise(model, say=source.say)
-    own = loading.load_tokenizer(folder)
-    its = "own" if own.chat_template else source.template
-    ends = [chat_template.end_ids(one, tokens)[0] for one, tokens in ((its, own), (source.template, source.tokenizer))]
-    difference = tokenizer_identity.difference(own, source.tokenizer)
+    tokenizer = loading.load_tokenizer(folder)
+
+    def load() -> Score:
+        return partial(score, loading.load_causal(folder), k=source.k, vocabulary=len(tokenizer))
+
+    return teacher_of(name, tokenizer, source, identity=fingerprint(model), load=load, rows_at_once=ROWS_AT_ONCE)
+
+
+def teacher_of(
+    name: str,
+    tokenizer: Any,
+    source: Source,
+    *,
+    identity: Any,
+    load: Callable[[], Score],
+    rows_at_once: int,
+) -> Teacher:
+    """A teacher with this tokenizer; says where its tokenizer or its system turn is not the student's."""
+    its = "own" if tokenizer.chat_template else source.template
+    ends = [
+        chat_template.end_ids(one, tokens)[0] for one, tokens in ((its, tokenizer), (source.template, source.tokenizer))
+    ]
+    difference = tokenizer_identity.difference(tokenizer, source.tokenizer)
     if difference:
         source.say(f"soft targets: {name} has another tokenizer than the student ({difference}): mapped by bytes")
-    identity = json_sha256([fingerprint(model), its, chat_template.jinja(its, own), not difference])
-    return Teacher(name, folder, own, its, not difference, identity, (ends[0], ends[1]))
+    bare = sum(one.messages[0].role != "system" for one in source.sessions.values())
+    hidden = chat_template.default_system(its, tokenizer) if bare else ""
+    if hidden and hidden != chat_template.default_system(source.template, source.tokenizer):
+        source.say(
+            f"soft targets: in {bare} rows without a system turn, {name}'s template adds one that the student does not "
+            f'see ("{one_line(hidden, 80)}"); with collect.system both see the same'
+        )
+    sha256 = json_sha256([identity, its, chat_template.jinja(its, tokenizer), not difference])
+    return Teacher(name, tokenizer, its, difference, sha256, (ends[0], ends[1]), load, rows_at_once)
 
 
 def scored(
@@ -79,7 +111,7 @@ def scored(
     missing = [key for key in wanted if key not in found]
     if missing:
         student.source.say(f"soft targets: {teacher.name} scores {len(missing)} rows; {len(found)} are in {NAME}")
-        found |= _computed(teacher, {key: wanted[key] for key in missing}, student, tally, parts)
+        found |= _computed(teacher, {key: wanted[key] for key in missing}, student, parts)
     return found, keys
 
 
@@ -97,34 +129,37 @@ def _as_the_teacher_reads(row: MaskRow, teacher: Teacher, student: Student, tall
     except DistillError:
         tally.lost["that the teacher's template cannot render"] += 1
         return None
-    swap = dict([teacher.ends, teacher.ends[::-1]])
-    answer = [swap.get(label, label) for label in example.labels if label != IGNORED]
-    if teacher.is_same and answer != [label for label in row.example.labels if label != IGNORED]:
-        tally.lost["whose answer has other tokens in the teacher's template"] += 1
-        return None
     return example
 
 
+def _is_aligned(example: Example, row: MaskRow, teacher: Teacher) -> bool:
+    """Whether the trained tokens of both are the same, but for the end token: their templates may space them apart."""
+    swap = dict([teacher.ends, teacher.ends[::-1]])
+    answer = [swap.get(label, label) for label in example.labels if label != IGNORED]
+    return not teacher.difference and answer == [label for label in row.example.labels if label != IGNORED]
+
+
 def _computed(
-    teacher: Teacher, wanted: Mapping[str, tuple[MaskRow, Example]], student: Student, tally: Tally, parts: Path
+    teacher: Teacher, wanted: Mapping[str, tuple[MaskRow, Example]], student: Student, parts: Path
 ) -> dict[str, SoftTarget]:
-    """The targets of rows, written to `parts` every `ROWS_AT_ONCE` rows."""
+    """The targets of rows, written to `parts` every `rows_at_once` rows."""
     found: dict[str, SoftTarget] = {}
-    model, size = loading.load_causal(teacher.folder), len(teacher.tokenizer)
+    scores_of = teacher.load()
     spelling = Spelling(teacher.tokenizer)
     keys = sorted(wanted, key=lambda key: -len(wanted[key][1].input_ids))
     with console.progress("soft targets", len(keys), unit="rows") as bar:
-        for start in range(0, len(keys), ROWS_AT_ONCE):
-            chunk = keys[start : start + ROWS_AT_ONCE]
-            scores = score(model, [wanted[key][1] for key in chunk], k=student.source.k, vocabulary=size)
+        for start in range(0, len(keys), teacher.rows_at_once):
+            chunk = keys[start : start + teacher.rows_at_once]
+            scores = scores_of([wanted[key][1] for key in chunk])
             new = {
-                key: _for_student(target, teacher, spelling, *wanted[key], student, tally)
+                key: _for_student(target, teacher, spelling, *wanted[key], student)
                 for key, target in zip(chunk, scores, strict=True)
             }
-            write(parts / f"{chunk[0]}.arrow", new)
+            origins = {key: origin_of(wanted[key][0], teacher.name, student.source.train_on) for key in chunk}
+            write(parts / f"{chunk[0]}.arrow", new, origins)
             found |= new
             bar.update(len(found))
-    del model
+    del scores_of
     free_memory()
     return found
 
@@ -136,11 +171,10 @@ def _for_student(
     row: MaskRow,
     example: Example,
     student: Student,
-    tally: Tally,
 ) -> SoftTarget:
     """The teacher's entries in the student's ids."""
     theirs, ours = teacher.ends
-    if teacher.is_same:
+    if _is_aligned(example, row, teacher):
         ids = target.ids.copy()
         ids[target.ids == theirs], ids[target.ids == ours] = ours, theirs
         return SoftTarget(ids, target.logprobs, target.tail)
@@ -148,16 +182,20 @@ def _for_student(
     for pieces in spelt_answers(example, spelling, theirs):
         tokens = []
         for piece in pieces:
-            others = [END if id_ == theirs else one for id_, one in _spelt(target.ids[line], spelling)]
-            tokens.append(TeacherToken(piece, list(zip(others, target.logprobs[line].tolist(), strict=True))))
+            tokens.append(
+                TeacherToken(piece, [] if np.isnan(target.tail[line]) else _spelt(target, line, spelling, theirs))
+            )
             line += 1
         answers.append(tokens)
-    return student.mapped(row, answers, tally)
+    return student.mapped(row, answers)
 
 
-def _spelt(ids: Any, spelling: Spelling) -> Iterator[tuple[int, bytes]]:
-    numbers = ids.tolist()
-    return zip(numbers, spelling.pieces(numbers), strict=True)
+def _spelt(target: SoftTarget, line: int, spelling: Spelling, end: int) -> list[tuple[Piece, float]]:
+    """The entries of one token by their bytes."""
+    known = target.logprobs[line] > PADDING
+    ids, logprobs = target.ids[line][known].tolist(), target.logprobs[line][known].tolist()
+    pieces = [END if id_ == end else piece for id_, piece in zip(ids, spelling.pieces(ids), strict=True)]
+    return list(zip(pieces, logprobs, strict=True))
 
 
 def score(model: Any, examples: Sequence[Example], *, k: int, vocabulary: int) -> list[SoftTarget]:
