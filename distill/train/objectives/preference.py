@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 Loss = Literal["sigmoid", "sigmoid_norm", "ipo", "simpo", "sft"]
 BETAS: Mapping[Loss, float] = {"sigmoid": 0.1, "sigmoid_norm": 5.0, "ipo": 0.1, "simpo": 2.5}
-"""By default. 0.1 is Rafailov et al.'s and TRL's; 5 is Tülu 3's (arXiv 2411.15124, table 20); 2.5, with a gamma of
-1.375, is SimPO's for instruction-tuned models (arXiv 2405.14734, table 8, as beta 2.5 and gamma / beta 0.55)."""
+"""By default. 0.1 is Rafailov et al.'s and TRL's; 5 is Tülu 3's (arXiv 2411.15124); 2.5, with a gamma of 1.375, is
+SimPO's for instruction-tuned models (arXiv 2405.14734), as TRL's documentation gives it."""
 GAMMA = 1.375
 LEARNING_RATES = {"qlora": 1e-5, "lora": 1e-5, "full": 5e-7}
 """By default. 5e-7 is what Zephyr (arXiv 2310.16944) and Tülu 3 published for all weights, an adapter takes ten times
