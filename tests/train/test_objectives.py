@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import yaml
-from tests.support.documents import ROOT
 
 from distill.errors import RecipeError
 from distill.pipeline.parts import load_recipe
 from tests.support import training
+from tests.support.documents import ROOT
 
 PAGE = ROOT / "distill" / "train" / "objectives" / "README.md"
 RECIPE = {

@@ -61,18 +61,18 @@ def built(model, run, goal, *, pairs=PAIRS, start=None, **changes):
     """A trainer with the pairs' two halves and their reference, as a run has it before its first step."""
     from distill.models import loading, third_party
     from distill.train import build, dataset
-    from distill.train.objectives import TrainingData
+    from distill.train.objectives import Collected, TrainingData
     from distill.train.options import TrainSettings
 
     chosen, tokenizer = options(**changes), loading.load_tokenizer(Path(model))
     settings = TrainSettings(str(model), "chatml", chosen, 1, None, objective=goal, start=start)
     rows = goal.select(pairs, settings, tokenizer, print)
     examples = dataset.examples_of(rows, "chatml", tokenizer, chosen)
-    goal.prepare(TrainingData(run, examples, examples, {}, (), settings, None, tokenizer, lambda key: None, print))
+    goal.prepare(TrainingData(run, examples, examples, {}, (), settings, None, tokenizer, Collected(), print))
     with third_party.quiet():
         trainer = build.build(
-            Path(model), None, tokenizer, examples, options=chosen, seed=1, output=run / "no", say=print, objective=goal,
-            start=start,
+            Path(model), None, tokenizer, examples, options=chosen, seed=1, output=run / "no", say=print,
+            objective=goal, start=start,
         )  # fmt: skip
     goal.start(trainer)
     return trainer

@@ -57,7 +57,8 @@ def target_of(rows: Sequence[Mapping[int, float]], k: int, **sums: Any) -> SoftT
 def joined(targets: Sequence[SoftTarget]) -> SoftTarget:
     """The targets of one answer after the other."""
     parts = {one.name: [getattr(target, one.name) for target in targets] for one in fields(SoftTarget)}
-    return SoftTarget(**{name: np.concatenate(one) if name in _ARRAYS else sum(one) for name, one in parts.items()})
+    whole: dict[str, Any] = {name: np.concatenate(one) if name in _ARRAYS else sum(one) for name, one in parts.items()}
+    return SoftTarget(**whole)
 
 
 def _line(entries: Mapping[int, float], k: int) -> tuple[list[int], list[float]]:
