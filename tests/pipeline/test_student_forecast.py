@@ -87,6 +87,10 @@ def test_the_hub_says_what_a_student_can_be_before_the_teacher_is_asked(endpoint
     assert "train: qlora at a learning rate of 0.0005 takes about " in told
     assert "exports: adapter, merged; no GGUF can be written of a FalconForCausalLM" in told
     assert told.index("exports: ") < told.index("collect: started")
+    with (tmp_path / "recipe.yaml").open("a") as recipe:
+        recipe.write("curate: [{filter: empty}]\n")
+    run_recipe(tmp_path / "recipe.yaml", run_dir=tmp_path / "run", stages=["curate"])
+    assert "exports: " not in capfd.readouterr().err  # no rule asks a model
 
 
 def test_more_layers_than_the_hub_knows_are_refused_before_the_teacher_is_asked(endpoint, tmp_path):
