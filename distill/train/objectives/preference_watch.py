@@ -2,9 +2,9 @@
 
 The loss rewards the margin alone, which also grows where both answers become improbable (Pal et al., 2024, arXiv
 2402.13228), or where answers no longer end. After each evaluation, a row of `train_log.jsonl` with `event: pairs` has
-`step`, `chosen` and `reference` (nats per token of the held-out chosen answers, by student and reference), `margin`
-(mean over pairs of the chosen answer's gain in nats less the rejected one's), `preferred` (share with a margin above
-0) and `pairs`.
+`step`, `steps`, `pairs`, `chosen` and `reference` (nats per token of the held-out chosen answers, by student and
+reference), `margin` (mean over pairs of the chosen answer's gain in nats less the rejected one's) and `preferred`
+(share with a margin above 0).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PairWatch(TrainerCallback):  # type: ignore[misc]  # the library has no ty
         if not self._pairs or not rows or rows[-1]["step"] != state.global_step or not logs or "loss" not in logs:
             return
         with self._log.paused(state, "held-out pairs"):
-            row = self._measured(state.global_step)
+            row = self._measured(state.global_step, state.max_steps)
         self._log.event(row)
         self._say(line(row))
         if reason := reason_to_stop(rows, row):
@@ -55,14 +55,14 @@ class PairWatch(TrainerCallback):  # type: ignore[misc]  # the library has no ty
             control.should_training_stop = True
             control.should_save = False  # a run resumed from a checkpoint of this step would train beyond it
 
-    def _measured(self, step: int) -> dict[str, Any]:
+    def _measured(self, step: int, steps: int) -> dict[str, Any]:
         logprobs = computed(self._trainer, self._pairs)
         gains = logprobs - self._reference
         margins = gains[:, 0] - gains[:, 1]
         chosen, reference = (float(per_token(one, self._pairs)[:, 0].mean()) for one in (logprobs, self._reference))
         share = float((margins > 0).double().mean())
         values = {"chosen": chosen, "reference": reference, "margin": float(margins.mean()), "preferred": share}
-        return {"event": "pairs", "step": step, **values, "pairs": len(self._pairs)}
+        return {"event": "pairs", "step": step, "steps": steps, **values, "pairs": len(self._pairs)}
 
 
 def line(row: Mapping[str, Any]) -> str:

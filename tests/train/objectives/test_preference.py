@@ -29,7 +29,7 @@ ROWS = (0, 3, 4, 8, 11)
 
 
 def options(**changes):
-    usual = {"train_on": "last", "epochs": 1, "learning_rate": 2e-3, "eval_rows": 0, "batch_rows": 3}
+    usual = {"train_on": "last", "epochs": 1, "learning_rate": 2e-3, "eval_rows": 0, "batch_rows": 3, "method": "lora"}
     return training.options(**{**usual, "batch_tokens": None, **changes})
 
 
