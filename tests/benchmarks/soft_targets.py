@@ -61,10 +61,10 @@ def settings(run: Path, kind: str, **changes: Any) -> TrainSettings:
 
 
 def one(run: Path, kind: str, folder: Path) -> None:
-    """Train half an epoch in this process; prints CPU seconds of its steps and its peak memory in GB."""
+    """Train a quarter of an epoch in this process; prints CPU seconds of its steps and its peak memory in GB."""
     clock = Clock()
     loop.train(
-        read_sessions(run / "kept.jsonl"), folder / "student", settings(run, kind, epochs=0.5), fresh=True,
+        read_sessions(run / "kept.jsonl"), folder / "student", settings(run, kind, epochs=0.25), fresh=True,
         callbacks=[clock],
     )  # fmt: skip
     _tell(f"{clock.seconds} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}")

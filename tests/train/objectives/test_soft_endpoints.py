@@ -17,11 +17,12 @@ import distill
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.thread import LoopThread
+from distill.types import Completion, Failure
 from tests.support import llama_cpp
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.model
-PROMPTS = [f"Write number {number}." for number in range(8)]
+PROMPTS = [f"Write number {number}." for number in range(4)]
 TRAIN = {"objective": {"kind": "soft", "k": 5}, "epochs": 1, "batch_rows": 128, "eval_steps": 0, "learning_rate": 5e-3}
 
 
@@ -51,7 +52,7 @@ def served(model: str) -> Iterator[str]:
 
 
 def recipe(folder: Path, tiny: str, url: str, *, model: str, **sampling) -> dict:
-    """A recipe that collects eight answers from a server and trains a tiny student on them."""
+    """A recipe that collects four answers from a server and trains a tiny student on them."""
     (folder / "tasks.txt").write_text("\n".join(PROMPTS))
     teacher = {"model": model, "base_url": url, "terms": "ours",
                "sampling": {"max_tokens": 12, **sampling}}  # fmt: skip
@@ -70,7 +71,7 @@ def test_a_server_scores_the_rows_that_came_without_probabilities(tiny, tmp_path
         run = distill.run_recipe(recipe(tmp_path, tiny, url, model=tiny), run_dir=tmp_path / "run", stages=STAGES)
     stage = run.stages["train"]
     assert stage["counts"]["objective"] == {"targets": 1.0, "tokenizers": {tiny: "same"}}
-    assert stage["requests"] == {"asked": 9, "replayed": 1, "failed": 1, "retried": 0}  # a way that it refuses; eight
+    assert stage["requests"] == {"asked": 5, "replayed": 1, "failed": 1, "retried": 0}  # a way that it refuses
     assert 'template adds one that the student does not see ("You are a helpful AI' in capsys.readouterr().err
     rows = distill.soft_targets(run)
     model, tokenizer = loading.load_causal(tiny), loading.load_tokenizer(tiny)
@@ -125,7 +126,7 @@ def test_probabilities_that_collect_asked_for_are_learnt_by_their_bytes(tiny, tm
     assert texts == [{"Ye": 0.6, "No": 0.3}, {}, {}, {}, {}]  # the next boundaries are within a token, or unsound
     assert [row["tail"] for row in rows[1:]] == [None] * 4
     assert run.stages["train"]["counts"]["objective"] == {"targets": 0.2, "tokenizers": {}}
-    assert "; 8 tokens came with no distribution (sentinels" in capsys.readouterr().err
+    assert "; 4 tokens came with no distribution (sentinels" in capsys.readouterr().err
 
 
 LLAMA = """
@@ -164,3 +165,49 @@ def test_the_probabilities_of_llama_cpps_server_are_learnt(tiny, tmp_path):
         content = journal.get(key).raw["choices"][0]["logprobs"]["content"]
     first = [row["logprobs"][row["ids"].index(row["token"])] for row in told[:3]]
     assert first == pytest.approx([one["logprob"] for one in content[:3]], abs=0.01)
+
+
+def answered(way: str, ids: list[int], tops: list[dict | None], own: list[float | None]) -> dict:
+    """A reply of a server that scores `ids`, in the shape of a way, with one token generated behind them."""
+    if way == "prompt_logprobs":  # vLLM's
+        rows = [None if top is None else {str(id_): {"logprob": value, "rank": 1, "decoded_token": "x"}
+                                          for id_, value in {**top, id_: one}.items()}
+                for id_, top, one in zip(ids, tops, own, strict=True)]  # fmt: skip
+        return {"choices": [{"text": "", "prompt_logprobs": rows}]}
+    named = [None if top is None else {f"token_id:{id_}": value for id_, value in top.items()} for top in tops]
+    scores = {
+        "tokens": [f"token_id:{id_}" for id_ in [*ids, 9]],
+        "token_logprobs": [*own, -1.0],
+        "top_logprobs": [*named, {}],
+    }
+    return {"choices": [{"text": "", "logprobs": scores}]}
+
+
+@pytest.mark.parametrize("way", ["prompt_logprobs", "echo"])
+def test_a_servers_scores_are_read_in_either_shape(way, tiny):
+    """The realised token may be the k + 1st; nulls, sentinels and masses above 1 leave a token without a target."""
+    from distill.models import loading
+    from distill.models.chat_template import Example
+    from distill.train.objectives import Endpoint
+    from distill.train.objectives.endpoint_scores import NoScores, Scorer
+
+    example = Example([5, 6, 7, 8, 9], [-100, 6, 7, 8, 9])
+    tops = [None, {1: -0.5, 2: -1.5}, {1: -9999.0, 2: -9999.0}, {1: -0.1, 2: -0.1}, {9: -0.2, 2: -3.0}]
+    raw = answered(way, example.input_ids, tops, [None, -4.0, -9999.0, -0.1, -0.2])
+    asked: list = []
+
+    def ask(requests):
+        asked.extend(requests)
+        refusal = Failure(key="", reason="http_400", detail=f"HTTP 400: no {way}", transient=False)
+        return [Completion(key="", text="", finish="stop", raw=raw) if way in one.sampling.extra_body else refusal
+                for one in requests]  # fmt: skip
+
+    tokenizer = loading.load_tokenizer(tiny)
+    (target,) = Scorer(Endpoint("m", {}, ask), "m", tokenizer, 2)([example])
+    assert [sorted(row) for row in target.ids.tolist()] == [[1, 6], [0, 0], [0, 0], [2, 9]]
+    assert np.isnan(target.tail).tolist() == [False, True, True, False]
+    np.testing.assert_allclose(np.exp(target.tail[0]), 1 - math.exp(-0.5) - math.exp(-4), atol=1e-3)
+    assert all((one.sampling.temperature, one.sampling.extra_body["prompt"]) == (1.0, [5, 6, 7, 8, 9]) for one in asked)
+    silent = Scorer(Endpoint("m", {}, lambda ones: [Completion(key="", text="", finish="stop")]), "m", tokenizer, 2)
+    with pytest.raises(NoScores, match=r"m scores no given text \(prompt_logprobs: the reply has no scores; echo: "):
+        silent([example])
