@@ -7,18 +7,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from distill.compare.metrics import PAIR, Metric, ModelAnswer, Scores
+from distill.compare.local_model import Engines, LocalModel, NamedFlow
+from distill.compare.metrics import Metric, ModelAnswer, Scores
 from distill.compare.metrics.likelihood import Likelihood
 from distill.compare.results import NAMES, ModelReplies, Prompt, shared_prompts
 from distill.compare.token_nll import spans
 from distill.core import console
-from distill.core.console import Progress, Silent
 from distill.core.student_folder import PREVIOUS, STUDENT, is_student
 from distill.core.weights import fingerprint, read_base, student_fingerprint
 from distill.engine import Outcome
-from distill.engine.flows import Runs
 from distill.engine.providers import Provider
 from distill.errors import DistillError
 from distill.text.thinking import Handling, split_answer
@@ -32,15 +31,6 @@ LEARNERS: tuple[Model, ...] = ("base", "student")
 """The models whose weights training leaves here."""
 NO_WEIGHTS = "the teacher gives neither weights nor log-probabilities, so it has no value here"
 NO_STUDENT = "neither base nor student is a model at hand here"
-
-_NamedFlow: TypeAlias = tuple[str, Callable[[], Flow[Any]]]
-
-
-class Engines(Protocol):
-    """Makes the engine of one phase; the caller keeps all engines to account for their requests."""
-
-    def __call__(self, providers: Mapping[str, Provider], *, progress: Progress, local: bool) -> Runs:
-        """`local`: the model runs in this process, costs nothing, and needs 32 requests in flight for its batches."""
 
 
 def answer_to(
@@ -234,7 +224,7 @@ def _ask_model(
     role: Model = "student" if model == "previous" else model  # as its own run asked it, whose journal may be reused
     indices = [index for index in shared_prompts(prompts) if index in references]
     before = {index: prompts[index].with_turns(references[index]) for index in indices}
-    with _Local(model, role, load, engine) as local:
+    with LocalModel(model, role, load, engine) as local:
         replies = ModelReplies(model=model)
         if sampling is not None:
             outcomes = local.ask([_answer_flow(prompt, role, sampling) for prompt in prompts])
@@ -247,7 +237,7 @@ def _ask_model(
 
 def _with_likelihoods(
     replies: ModelReplies,
-    local: _Local,
+    local: LocalModel,
     prompts: Sequence[Prompt],
     before: Mapping[int, tuple[Message, ...]],
     references: Mapping[int, ModelAnswer],
@@ -256,7 +246,7 @@ def _with_likelihoods(
 ) -> ModelReplies:
     """The replies with scores from likelihoods, the nats of each token, and the probe."""
     model, indices = replies.model, list(before)
-    scores: list[_NamedFlow] = [
+    scores: list[NamedFlow] = [
         (prompts[index].id, partial(metric.score, before[index], role, references[index]))
         for metric in metrics
         if metric.scope == "model" and model in metric.models
@@ -264,7 +254,7 @@ def _with_likelihoods(
     ]
     has_spans = model in LEARNERS and any(isinstance(metric, Likelihood) for metric in metrics)
     with_text = [index for index in indices if references[index].text][: None if has_spans else 1]
-    likelihoods: list[_NamedFlow] = [
+    likelihoods: list[NamedFlow] = [
         (prompts[index].id, partial(_likelihood, role, before[index], references[index])) for index in with_text
     ]
     outcomes = local.ask([*scores, *likelihoods])
@@ -285,7 +275,7 @@ def _pair_flows(
     own: Mapping[int, ModelAnswer],
     model: Model,
     metrics: Sequence[Metric],
-) -> list[_NamedFlow]:
+) -> list[NamedFlow]:
     """Flows of the metrics of pairs, on the references and on the model's own answers."""
     return [
         (
@@ -302,38 +292,9 @@ def _pair_flows(
     ]
 
 
-class _Local:
-    """A model in this process, which is loaded when it is first asked, and released at the end."""
-
-    def __init__(self, model: Model, role: Model, load: Callable[..., InProcess], engine: Engines) -> None:
-        self._name, self._role, self._engine = NAMES[model], role, engine
-        self._live = _Live()
-        self._provider = load(watch=self._live.watch)
-
-    def __enter__(self) -> _Local:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._provider.release()
-
-    def ask(self, flows: Sequence[_NamedFlow], teacher: InProcess | None = None) -> list[Outcome[Any]]:
-        """Run the flows on the model, or on the pair of it and the teacher."""
-        from distill.models.in_process import Pair
-
-        if not flows:
-            return []
-        name = f"{self._name} beside the teacher" if teacher is not None else self._name
-        providers: dict[str, Provider] = {self._role: self._provider}
-        if teacher is not None:
-            providers = {PAIR: Pair(teacher, self._provider)}
-        with console.progress(f"asking {name}", len(flows)) as bar:
-            self._live.show_on(bar)
-            return list(self._engine(providers, progress=self._live, local=True).run(flows))
-
-
 def _answer_flow(
     prompt: Prompt, role: str, sampling: Sampling, replica: int = 0, thoughts: Handling | None = None
-) -> _NamedFlow:
+) -> NamedFlow:
     request = Request(role=role, messages=prompt.messages, sampling=sampling, replica=replica)
     return prompt.id, partial(answer_to, request, prompt.later, thoughts=thoughts)
 
@@ -366,28 +327,3 @@ def _with_scores(replies: ModelReplies, indices: Sequence[int], outcomes: Sequen
 def _reasons(outcomes: Iterable[Outcome[Any]]) -> str:
     reasons = Counter(outcome.failures[-1].reason if outcome.failures else "unknown" for outcome in outcomes)
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-
-
-class _Live:
-    """Adds the progress within the running batch to the engine's."""
-
-    def __init__(self) -> None:
-        self.show_on(Silent())
-
-    def show_on(self, progress: Progress) -> None:
-        """Begin anew, on another bar."""
-        self._progress = progress
-        self._finished, self._running, self._shown = 0.0, 0, 0.0
-        self._total: float | None = None
-
-    def update(self, done: float, total: float | None = None, note: str = "") -> None:
-        self._finished, self._total = done, total
-        self._show("" if self._running else note)  # the engine sees no answer before the batch ends
-
-    def watch(self, running: int, note: str) -> None:
-        self._running = running
-        self._show(note)
-
-    def _show(self, note: str) -> None:
-        self._shown = max(self._shown, self._finished + self._running)  # a batch has ended before its flows have
-        self._progress.update(self._shown, self._total, note)

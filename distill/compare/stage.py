@@ -15,7 +15,6 @@ from typing import Any
 from distill import recipe
 from distill.compare.answers import (
     LEARNERS,
-    Engines,
     absent_measures,
     ask_endpoint,
     ask_here,
@@ -25,6 +24,7 @@ from distill.compare.answers import (
 from distill.compare.judge import judge
 from distill.compare.judge_audit import conclude, judged_outcomes
 from distill.compare.lm_eval import benchmarks
+from distill.compare.local_model import Engines
 from distill.compare.metrics import METRICS, Metric
 from distill.compare.prompts import held_out, of_file, of_metrics, recorded_answers
 from distill.compare.results import ComparisonResults, ModelReplies, Prompt, row, score_answers
