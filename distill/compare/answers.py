@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,11 @@ from distill.compare.metrics.likelihood import Likelihood
 from distill.compare.results import NAMES, ModelReplies, Prompt, shared_prompts
 from distill.compare.token_nll import spans
 from distill.core import console
-from distill.core.student_folder import PREVIOUS, STUDENT, is_student
+from distill.core.student_folder import PREVIOUS, STUDENT
 from distill.core.weights import fingerprint, read_base, student_fingerprint
 from distill.engine import Outcome
 from distill.engine.providers import Provider
-from distill.errors import DistillError
+from distill.errors import DistillError, ModelError
 from distill.text.thinking import Handling, split_answer
 from distill.types import Completion, Failure, Flow, Message, Model, Request, Sampling
 
@@ -151,8 +152,9 @@ def _previous(student: Path) -> tuple[Path | None, list[str]]:
         return None, []
     run = Path(previous["run"])
     for folder in (run / STUDENT, run / PREVIOUS):
-        if is_student(folder) and student_fingerprint(folder) == previous["fingerprint"]:
-            return folder, []
+        with suppress(ModelError):
+            if student_fingerprint(folder) == previous["fingerprint"]:
+                return folder, []
     return None, [f"the student before is not compared: {run} no longer has the one that was continued"]
 
 
