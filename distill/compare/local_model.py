@@ -50,7 +50,7 @@ class LocalModel:
         name = f"{self._name} beside the teacher" if teacher is not None else self._name
         providers: dict[str, Provider] = {self._role: self._provider}
         if teacher is not None:
-            providers = {PAIR: Pair(teacher, self._provider)}
+            providers = {PAIR: Pair(teacher, self._provider, watch=self._live.watch)}
         with console.progress(f"asking {name}", len(flows)) as bar:
             self._live.show_on(bar)
             return list(self._engine(providers, progress=self._live, local=True).run(flows))

@@ -129,10 +129,10 @@ class Pair:
     Each learns from the pass what its own likelihoods of these answers are.
     """
 
-    def __init__(self, teacher: InProcess, student: InProcess) -> None:
+    def __init__(self, teacher: InProcess, student: InProcess, *, watch: Watch | None = None) -> None:
         prints = [teacher.endpoint.fingerprint, student.endpoint.fingerprint]
         self.endpoint = Endpoint(model="pair", fingerprint=json_sha256(prints))
-        self._teacher, self._student = teacher, student
+        self._teacher, self._student, self._watch = teacher, student, watch or _ignore
         self._batched = Batched(self._replies, self.endpoint)
 
     async def send(self, request: Request) -> Reply:
@@ -146,7 +146,11 @@ class Pair:
     def _replies(self, requests: Sequence[Request]) -> Sequence[Result]:
         from distill.models.likelihood import PairScores, pair_scores
 
-        values = pair_scores(self._teacher.loaded(), self._student.loaded(), list(map(_text_of, requests)))
+        texts = list(map(_text_of, requests))
+        values = pair_scores(
+            self._teacher.loaded(), self._student.loaded(), texts, watch=lambda done: self._watch(done // 2, "")
+        )
+        self._watch(0, "")
         for request, value in zip(requests, values, strict=True):
             if isinstance(value, PairScores):
                 self._teacher.know(request, value.teacher)

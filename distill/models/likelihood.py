@@ -163,12 +163,17 @@ class PairScores:
 
 
 def pair_scores(
-    teacher: LoadedModel, student: LoadedModel, pairs: Sequence[tuple[Sequence[Message], str]]
+    teacher: LoadedModel,
+    student: LoadedModel,
+    pairs: Sequence[tuple[Sequence[Message], str]],
+    *,
+    watch: Callable[[int], None] | None = None,
 ) -> list[PairScores | ProviderError]:
     """For each (prompt, continuation): how the teacher's and the student's next-token distributions differ.
 
     Each model reads the conversation in its own template; both must have one tokenizer. Vocabularies of different sizes
-    are cut to their common rows. The end token is excluded. A pair that one of them cannot read fails alone.
+    are cut to their common rows. The end token is excluded. A pair that one of them cannot read fails alone. `watch` is
+    called after each batch with the number of pairs done.
     """
     texts = [_pair_of_texts(teacher, student, *pair) for pair in pairs]
     results: list[PairScores | ProviderError] = [
@@ -178,7 +183,7 @@ def pair_scores(
     spelling = Spelling(student.tokenizer)
     scored = [(index, text) for index, text in enumerate(texts) if not isinstance(text, ProviderError)]
     scored = [(index, text) for index, text in scored if text[0].scored]
-    lengths = [max(len(one.ids) for one in text) for _, text in scored]
+    lengths, done = [max(len(one.ids) for one in text) for _, text in scored], len(pairs) - len(scored)
     for group in by_length(lengths, rows=MAX_ROWS, tokens=PAIR_TOKENS):
         theirs, own = zip(*(scored[place][1] for place in group), strict=True)
         with torch.inference_mode():
@@ -189,6 +194,9 @@ def pair_scores(
                 is_finite = math.isfinite(one.teacher.total + one.student.total + math.fsum(one.divergence))
                 sides = {side: replace(getattr(one, side), widths=widths) for side in ("teacher", "student")}
                 results[scored[place][0]] = replace(one, **sides) if is_finite else not_finite()
+        done += len(group)
+        if watch is not None:
+            watch(done)
     return results
 
 
