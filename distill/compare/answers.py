@@ -128,11 +128,10 @@ def ask_here(
     from distill.models.in_process import trained_student, untrained_base
 
     before, notes = _previous(student)
-    loads: dict[Model, Callable[..., InProcess]] = {
-        "base": partial(untrained_base, student),
-        **({"previous": partial(trained_student, before)} if before is not None else {}),
-        "student": partial(trained_student, student),
-    }
+    loads: dict[Model, Callable[..., InProcess]] = {"base": partial(untrained_base, student)}
+    if before is not None:
+        loads["previous"] = partial(trained_student, before)
+    loads["student"] = partial(trained_student, student)
     replies = []
     for model, load in loads.items():
         own = sampling if model in {*answering, "previous"} else None

@@ -203,7 +203,7 @@ def _measures(
     `verdicts`: the judge's, by prompt; `own`: the prompts are the run's held-out rows, not a file's.
     """
     kept, models = folder / "kept.jsonl", descriptions(current(folder), results, sides)
-    absent = {}
+    absent: dict[str, str] = {}
     if results.prompts:
         absent = absent_measures(metrics, sides.models_here, sides.teacher_weights, sides.no_pairs)
     leak_entries = leaks(results.prompts, kept)

@@ -121,7 +121,7 @@ def _figures(measure: Measure, values: Values, seed: int) -> dict[str, Any]:
     """Means by model, the student's difference from the base with its p, and the share of the gap."""
     student, base = _common_values(values, "student", "base")
     gap, target, note = _gap(measure, values, seed)
-    before = {}
+    before: dict[str, Difference | None] = {}
     if "previous" in values:
         before["student_minus_previous"] = paired_difference(*_common_values(values, "student", "previous"), seed=seed)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -192,8 +193,9 @@ def pair_scores(
                 one = _compared(*both, text.targets(both[0].device))
                 widths = tuple(map(len, token_texts(spelling.pieces(text.ids[text.start :]))))
                 is_finite = math.isfinite(one.teacher.total + one.student.total + math.fsum(one.divergence))
-                sides = {side: replace(getattr(one, side), widths=widths) for side in ("teacher", "student")}
-                results[scored[place][0]] = replace(one, **sides) if is_finite else not_finite()
+                teachers, students = (replace(side, widths=widths) for side in (one.teacher, one.student))
+                whole = replace(one, teacher=teachers, student=students)
+                results[scored[place][0]] = whole if is_finite else not_finite()
         done += len(group)
         if watch is not None:
             watch(done)
@@ -221,23 +223,30 @@ def _compared(theirs: torch.Tensor, own: torch.Tensor, targets: torch.Tensor) ->
         tile = slice(start, start + TILE)
         whole = [torch.log_softmax(one[tile].float(), dim=-1) for one in (theirs, own.to(theirs.device))]
         p, q = (one if one.shape[-1] == rows else torch.log_softmax(one[:, :rows], dim=-1) for one in whole)
-        distances = token_distances(p, q)
-        parts.append(
-            PairScores(
-                *(_of_logs(one, targets[tile]) for one in whole),
-                tuple(distances.forward.tolist()),
-                tuple(distances.acceptance.tolist()),
-                tuple((p.argmax(-1) == q.argmax(-1)).tolist()),
-            )
+        distances, same = token_distances(p, q), p.argmax(-1) == q.argmax(-1)
+        teacher, student = (_of_logs(one, targets[tile]) for one in whole)
+        per_token = (distances.forward, distances.acceptance, same)
+        divergence, acceptance, same_first = (tuple(one.tolist()) for one in per_token)
+        parts.append(PairScores(teacher, student, divergence, acceptance, same_first))
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[PairScores]) -> PairScores:
+    """The scores of consecutive tiles as one."""
+    teacher, student = (
+        ContinuationScores(
+            tuple(chain.from_iterable(one.logprobs for one in side)),
+            tuple(chain.from_iterable(one.agrees for one in side)),
         )
-    return PairScores(
-        *(_joined([getattr(one, side) for one in parts]) for side in ("teacher", "student")),
-        *(sum((getattr(one, name) for one in parts), ()) for name in ("divergence", "acceptance", "same_first")),
+        for side in ([one.teacher for one in parts], [one.student for one in parts])
     )
-
-
-def _joined(parts: Sequence[ContinuationScores]) -> ContinuationScores:
-    return ContinuationScores(sum((one.logprobs for one in parts), ()), sum((one.agrees for one in parts), ()))
+    return PairScores(
+        teacher,
+        student,
+        divergence=tuple(chain.from_iterable(one.divergence for one in parts)),
+        acceptance=tuple(chain.from_iterable(one.acceptance for one in parts)),
+        same_first=tuple(chain.from_iterable(one.same_first for one in parts)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
