@@ -221,32 +221,14 @@ def _ask_model(
     sampling: Sampling | None,
     teacher: InProcess | None = None,
 ) -> ModelReplies:
-    """Answers (with a `sampling`), scores on the `references`, and the probe, of a model in this process."""
+    """Answers (with a `sampling`), scores on the `references`, and the probe, of a model in this process.
+
+    Beside a `teacher` the pass of both comes before the likelihoods, which it spares.
+    """
     role: Model = "student" if model == "previous" else model  # as its own run asked it, whose journal may be reused
+    answers = [_answer_flow(prompt, role, sampling) for prompt in prompts] if sampling is not None else []
     indices = [index for index in shared_prompts(prompts) if index in references]
     before = {index: prompts[index].with_turns(references[index]) for index in indices}
-    with LocalModel(model, role, load, engine) as local:
-        replies = ModelReplies(model=model)
-        if sampling is not None:
-            outcomes = local.ask([_answer_flow(prompt, role, sampling) for prompt in prompts])
-            replies = _answers(model, range(len(prompts)), outcomes)
-        if teacher is not None:
-            pairs = _pair_flows(prompts, before, references, replies.answers or {}, model, metrics)
-            replies = _with_scores(replies, indices, local.ask(pairs, teacher))
-        return _with_likelihoods(replies, local, prompts, before, references, role, metrics)
-
-
-def _with_likelihoods(
-    replies: ModelReplies,
-    local: LocalModel,
-    prompts: Sequence[Prompt],
-    before: Mapping[int, tuple[Message, ...]],
-    references: Mapping[int, ModelAnswer],
-    role: Model,
-    metrics: Sequence[Metric],
-) -> ModelReplies:
-    """The replies with scores from likelihoods, the nats of each token, and the probe."""
-    model, indices = replies.model, list(before)
     scores: list[NamedFlow] = [
         (prompts[index].id, partial(metric.score, before[index], role, references[index]))
         for metric in metrics
@@ -258,12 +240,22 @@ def _with_likelihoods(
     likelihoods: list[NamedFlow] = [
         (prompts[index].id, partial(_likelihood, role, before[index], references[index])) for index in with_text
     ]
-    outcomes = local.ask([*scores, *likelihoods])
-    values_of = zip(with_text, (outcome.value for outcome in outcomes[len(scores) :]), strict=True)
+    later = [*scores, *likelihoods]
+    with LocalModel(model, role, load, engine) as local:
+        outcomes = local.ask([*answers, *(later if teacher is None else ())])
+        replies = ModelReplies(model=model)
+        if answers:
+            replies = _answers(model, range(len(prompts)), outcomes[: len(answers)])
+        rest = outcomes[len(answers) :]
+        if teacher is not None:
+            pairs = _pair_flows(prompts, before, references, replies.answers or {}, model, metrics)
+            replies = _with_scores(replies, indices, local.ask(pairs, teacher))
+            rest = local.ask(later)
+    values_of = zip(with_text, (outcome.value for outcome in rest[len(scores) :]), strict=True)
     completions = {index: completion for index, completion in values_of if completion is not None}
     spans_of = {index: spans(one.raw, references[index].text) for index, one in completions.items() if has_spans}
     return replace(
-        _with_scores(replies, indices, outcomes[: len(scores)]),
+        _with_scores(replies, indices, rest[: len(scores)]),
         spans={index: each for index, each in spans_of.items() if each is not None},
         probe=next((one.loglikelihood for one in completions.values()), None),
     )

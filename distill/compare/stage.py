@@ -175,8 +175,9 @@ def _ask(
     references = next((reply.answers for reply in reversed(replies) if reply.model == "teacher"), None) or {}
     here = replace(sampling, seed=seed)
     teacher = local_model(sides.teacher_weights, name="teacher") if sides.teacher_weights is not None else None
-    beside = teacher if sides.no_pairs is None else None
+    has_pairs = sides.no_pairs is None and any(metric.scope == "pair" for metric in metrics)
     try:
+        beside = teacher if has_pairs else None
         replies += ask_here(prompts, references, engine, student, metrics, here, sides.models_here, beside)
         if teacher is not None:
             replies += ask_teacher_weights(prompts, references, engine, metrics, teacher)

@@ -146,10 +146,11 @@ class Pair:
     def _replies(self, requests: Sequence[Request]) -> Sequence[Result]:
         from distill.models.likelihood import PairScores, pair_scores
 
+        def watch(done: int) -> None:
+            self._watch(done // 2, "")  # a flow asks two
+
         texts = list(map(_text_of, requests))
-        values = pair_scores(
-            self._teacher.loaded(), self._student.loaded(), texts, watch=lambda done: self._watch(done // 2, "")
-        )
+        values = pair_scores(self._teacher.loaded(), self._student.loaded(), texts, watch=watch)
         self._watch(0, "")
         for request, value in zip(requests, values, strict=True):
             if isinstance(value, PairScores):
