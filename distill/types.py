@@ -36,8 +36,9 @@ def spans(count: int, fits: Callable[[int, int], bool]) -> Iterator[tuple[int, i
 Finish = Literal["stop", "length", "filtered", "tool", "unknown"]
 """How an answer ended: whole, cut at `max_tokens`, withheld, with a call of a tool, or in a way that is not known."""
 RequestKind = Literal["answer", "likelihood"]
-Model = Literal["base", "student", "teacher", "teacher_again"]
-"""A compared model; `teacher_again` is the teacher's second answer to the same prompt, sampled again."""
+Model = Literal["base", "previous", "student", "teacher", "teacher_again"]
+"""A compared model. `previous` is the student that this one continued, `teacher_again` the teacher's second answer to
+the same prompt, sampled again."""
 MODELS: tuple[Model, ...] = get_args(Model)
 
 

@@ -4,39 +4,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from distill.compare.metrics import ModelAnswer, ModelMetric, Scores, TextMetric
+from distill.compare.local_model import Engines, LocalModel, NamedFlow
+from distill.compare.metrics import Metric, ModelAnswer, Scores
 from distill.compare.metrics.likelihood import Likelihood
 from distill.compare.results import NAMES, ModelReplies, Prompt, shared_prompts
 from distill.compare.token_nll import spans
 from distill.core import console
-from distill.core.console import Progress
+from distill.core.student_folder import PREVIOUS, STUDENT
+from distill.core.weights import fingerprint, read_base, student_fingerprint
 from distill.engine import Outcome
-from distill.engine.flows import Runs
 from distill.engine.providers import Provider
-from distill.errors import DistillError
+from distill.errors import DistillError, ModelError
 from distill.text.thinking import Handling, split_answer
-from distill.types import MODELS, Completion, Failure, Flow, Message, Model, Request, Sampling
+from distill.types import Completion, Failure, Flow, Message, Model, Request, Sampling
 
 if TYPE_CHECKING:
     from distill.models.in_process import InProcess
 
 
+LEARNERS: tuple[Model, ...] = ("base", "student")
+"""The models whose weights training leaves here."""
 NO_WEIGHTS = "the teacher gives neither weights nor log-probabilities, so it has no value here"
 NO_STUDENT = "neither base nor student is a model at hand here"
-
-_NamedFlow: TypeAlias = tuple[str, Callable[[], Flow[Any]]]
-
-
-class Engines(Protocol):
-    """Makes the engine of one phase; the caller keeps all engines to account for their requests."""
-
-    def __call__(self, providers: Mapping[str, Provider], *, progress: Progress, local: bool) -> Runs:
-        """`local`: the model runs in this process, costs nothing, and needs 32 requests in flight for its batches."""
 
 
 def answer_to(
@@ -120,63 +115,100 @@ def ask_here(
     references: Mapping[int, ModelAnswer],
     engine: Engines,
     student: Path,
-    metrics: Sequence[TextMetric | ModelMetric],
+    metrics: Sequence[Metric],
     sampling: Sampling,
-    answering: Collection[Model] = MODELS[:2],
+    answering: Collection[Model] = LEARNERS,
+    teacher: InProcess | None = None,
 ) -> list[ModelReplies]:
     """Answers and likelihoods of base and student; only likelihoods for a model that is not in `answering`.
 
-    Raises `DistillError` where both give the teacher's answer the same probability.
+    Where the student continued another, that one answers as `previous`. Beside the `teacher`, metrics of pairs are
+    computed too. Raises `DistillError` where base and student give the teacher's answer the same probability.
     """
     from distill.models.in_process import trained_student, untrained_base
 
-    loads: dict[Model, Callable[..., InProcess]] = {"base": untrained_base, "student": trained_student}
-    replies = [
-        _ask_model(
-            prompts,
-            references,
-            model,
-            partial(load, student),
-            engine,
-            metrics,
-            sampling if model in answering else None,
-        )
-        for model, load in loads.items()
-    ]
-    if replies[0].probe is not None and replies[0].probe == replies[1].probe:
+    before, notes = _previous(student)
+    loads: dict[Model, Callable[..., InProcess]] = {"base": partial(untrained_base, student)}
+    if before is not None:
+        loads["previous"] = partial(trained_student, before)
+    loads["student"] = partial(trained_student, student)
+    replies = []
+    for model, load in loads.items():
+        own = sampling if model in {*answering, "previous"} else None
+        replies.append(_ask_model(prompts, references, model, load, engine, metrics, own, teacher))
+    if replies[0].probe is not None and replies[0].probe == replies[-1].probe:
         raise DistillError(
             "base and student give the teacher's answer the very same probability, so they are one model: "
             "the adapter changes nothing; check train.learning_rate and train again"
         )
-    return replies
+    return [replace(replies[0], notes=(*notes, *replies[0].notes)), *replies[1:], *_limits(replies, metrics)]
+
+
+def _previous(student: Path) -> tuple[Path | None, list[str]]:
+    """The folder of the student that a student continued, and a note where that one is not at hand."""
+    previous = read_base(student).get("previous")
+    if previous is None:
+        return None, []
+    run = Path(previous["run"])
+    for folder in (run / STUDENT, run / PREVIOUS):
+        with suppress(ModelError):
+            if student_fingerprint(folder) == previous["fingerprint"]:
+                return folder, []
+    return None, [f"the student before is not compared: {run} no longer has the one that was continued"]
+
+
+def _limits(replies: Sequence[ModelReplies], metrics: Sequence[Metric]) -> list[ModelReplies]:
+    """The teacher's own numbers in metrics of pairs, on the prompts on which the others have them."""
+    known = {name: value for metric in metrics if metric.scope == "pair" for name, value in metric.teacher.items()}
+    scores: dict[int, dict[str, float]] = {}
+    for reply in replies:
+        for index, values in reply.scores.items():
+            scores.setdefault(index, {}).update({name: known[name] for name in values if name in known})
+    return [ModelReplies(model="teacher", scores=scores)] if known else []
 
 
 def ask_teacher_weights(
     prompts: Sequence[Prompt],
     references: Mapping[int, ModelAnswer],
     engine: Engines,
-    metrics: Sequence[TextMetric | ModelMetric],
-    weights: str,
+    metrics: Sequence[Metric],
+    teacher: InProcess,
 ) -> list[ModelReplies]:
     """Likelihoods under the teacher's weights, for the metrics that need them; empty where none does."""
-    from distill.models.in_process import local_model
-
     wanting = [metric for metric in metrics if metric.scope == "model" and "teacher" in metric.models]
-    load = partial(local_model, weights, name="teacher")
-    return [_ask_model(prompts, references, "teacher", load, engine, wanting, None)] if wanting else []
+    return [_ask_model(prompts, references, "teacher", teacher.watched, engine, wanting, None)] if wanting else []
 
 
 def absent_measures(
-    metrics: Sequence[TextMetric | ModelMetric], models_here: Collection[Model], teacher_weights: str | None
+    metrics: Sequence[Metric], models_here: Collection[Model], teacher_weights: str | None, obstacle: str | None
 ) -> dict[str, str]:
-    """The measures that have no value because a model's weights are missing: the reason, by name of the measure."""
-    why = NO_WEIGHTS if models_here else NO_STUDENT
-    return {
-        measure.name: why
-        for metric in metrics
-        if metric.scope == "model" and (not models_here or ("teacher" in metric.models and teacher_weights is None))
-        for measure in metric.measures
-    }
+    """The measures that have no value because a model's weights are missing: the reason, by name of the measure.
+
+    `obstacle` is why those of pairs have none.
+    """
+    lacking = {"text": None, "model": NO_WEIGHTS if teacher_weights is None else None, "pair": obstacle}
+    reasons: dict[str, str] = {}
+    for metric in metrics:
+        why = lacking[metric.scope] if metric.scope != "model" or "teacher" in metric.models else None
+        if metric.scope != "text" and not models_here:
+            why = NO_STUDENT
+        if why is not None:
+            reasons |= {measure.name: why for measure in metric.measures}
+    return reasons
+
+
+def pair_obstacle(teacher_weights: str | None, student: Path) -> str | None:
+    """Why the teacher's probabilities cannot be set beside the student's; None where they can."""
+    if teacher_weights is None:
+        return NO_WEIGHTS
+    if fingerprint(teacher_weights) == read_base(student)["fingerprint"]:
+        return None
+    from distill.models import loading
+    from distill.models.tokenizer_identity import difference
+
+    tokenizers = [loading.load_tokenizer(folder) for folder in (loading.materialise(teacher_weights), student)]
+    other = difference(*tokenizers)
+    return f"the teacher's tokenizer is not the student's ({other}), so it has no value here" if other else None
 
 
 def _ask_model(
@@ -185,56 +217,77 @@ def _ask_model(
     model: Model,
     load: Callable[..., InProcess],
     engine: Engines,
-    metrics: Sequence[TextMetric | ModelMetric],
+    metrics: Sequence[Metric],
     sampling: Sampling | None,
+    teacher: InProcess | None = None,
 ) -> ModelReplies:
-    """Answers (with a `sampling`), likelihoods of the `references`, and the probe, of a model in this process."""
-    answers = [_answer_flow(prompt, model, sampling) for prompt in prompts] if sampling is not None else []
+    """Answers (with a `sampling`), scores on the `references`, and the probe, of a model in this process.
+
+    Beside a `teacher` the pass of both comes before the likelihoods, which it spares.
+    """
+    role: Model = "student" if model == "previous" else model  # as its own run asked it, whose journal may be reused
+    answers = [_answer_flow(prompt, role, sampling) for prompt in prompts] if sampling is not None else []
     indices = [index for index in shared_prompts(prompts) if index in references]
     before = {index: prompts[index].with_turns(references[index]) for index in indices}
-    scores: list[_NamedFlow] = [
-        (prompts[index].id, partial(metric.score, before[index], model, references[index]))
+    scores: list[NamedFlow] = [
+        (prompts[index].id, partial(metric.score, before[index], role, references[index]))
         for metric in metrics
         if metric.scope == "model" and model in metric.models
         for index in indices
     ]
-    has_spans = model in MODELS[:2] and any(isinstance(metric, Likelihood) for metric in metrics)
+    has_spans = model in LEARNERS and any(isinstance(metric, Likelihood) for metric in metrics)
     with_text = [index for index in indices if references[index].text][: None if has_spans else 1]
-    likelihoods: list[_NamedFlow] = [
-        (prompts[index].id, partial(_likelihood, model, before[index], references[index])) for index in with_text
+    likelihoods: list[NamedFlow] = [
+        (prompts[index].id, partial(_likelihood, role, before[index], references[index])) for index in with_text
     ]
-    outcomes = _run_here(model, load, engine, [*answers, *scores, *likelihoods])
-    rest = outcomes[len(answers) :]
-    replies = _answers(model, range(len(prompts)), outcomes[: len(answers)]) if answers else ModelReplies(model=model)
-    values, note = _likelihoods(model, indices, rest[: len(scores)])
+    later = [*scores, *likelihoods]
+    with LocalModel(model, role, load, engine) as local:
+        outcomes = local.ask([*answers, *(later if teacher is None else ())])
+        replies = ModelReplies(model=model)
+        if answers:
+            replies = _answers(model, range(len(prompts)), outcomes[: len(answers)])
+        rest = outcomes[len(answers) :]
+        if teacher is not None:
+            pairs = _pair_flows(prompts, before, references, replies.answers or {}, model, metrics)
+            replies = _with_scores(replies, indices, local.ask(pairs, teacher))
+            rest = local.ask(later)
     values_of = zip(with_text, (outcome.value for outcome in rest[len(scores) :]), strict=True)
     completions = {index: completion for index, completion in values_of if completion is not None}
     spans_of = {index: spans(one.raw, references[index].text) for index, one in completions.items() if has_spans}
     return replace(
-        replies,
-        scores=values,
+        _with_scores(replies, indices, rest[: len(scores)]),
         spans={index: each for index, each in spans_of.items() if each is not None},
-        notes=(*replies.notes, *note),
         probe=next((one.loglikelihood for one in completions.values()), None),
     )
 
 
-def _run_here(
-    model: Model, load: Callable[..., InProcess], engine: Engines, flows: Sequence[_NamedFlow]
-) -> list[Outcome[Any]]:
-    """Load a model, run the flows on it, and release it."""
-    with console.progress(f"asking {NAMES[model]}", len(flows)) as bar:
-        progress = _Live(bar)
-        provider = load(watch=progress.watch)
-        try:
-            return list(engine({model: provider}, progress=progress, local=True).run(flows))
-        finally:
-            provider.release()
+def _pair_flows(
+    prompts: Sequence[Prompt],
+    before: Mapping[int, tuple[Message, ...]],
+    references: Mapping[int, ModelAnswer],
+    own: Mapping[int, ModelAnswer],
+    model: Model,
+    metrics: Sequence[Metric],
+) -> list[NamedFlow]:
+    """Flows of the metrics of pairs, on the references and on the model's own answers."""
+    return [
+        (
+            prompts[index].id,
+            partial(
+                metric.score,
+                (messages, references[index].text),
+                (prompts[index].with_turns(own[index]), own[index].text) if index in own else None,
+            ),
+        )
+        for metric in metrics
+        if metric.scope == "pair" and model in metric.models
+        for index, messages in before.items()
+    ]
 
 
 def _answer_flow(
     prompt: Prompt, role: str, sampling: Sampling, replica: int = 0, thoughts: Handling | None = None
-) -> _NamedFlow:
+) -> NamedFlow:
     request = Request(role=role, messages=prompt.messages, sampling=sampling, replica=replica)
     return prompt.id, partial(answer_to, request, prompt.later, thoughts=thoughts)
 
@@ -251,39 +304,19 @@ def _answers(model: Model, indices: Sequence[int], outcomes: Sequence[Outcome[Mo
     return ModelReplies(model=model, answers=answers, missing=len(without), notes=(note,))
 
 
-def _likelihoods(
-    model: Model, indices: Sequence[int], outcomes: Sequence[Outcome[Scores]]
-) -> tuple[dict[int, dict[str, float]], list[str]]:
-    """The scores by prompt, and a note on the requests that failed."""
-    scores: dict[int, dict[str, float]] = {}
+def _with_scores(replies: ModelReplies, indices: Sequence[int], outcomes: Sequence[Outcome[Scores]]) -> ModelReplies:
+    """The replies with more scores by prompt, and a note on the requests that failed."""
+    scores: dict[int, dict[str, float]] = {index: dict(values) for index, values in replies.scores.items()}
     for number, outcome in enumerate(outcomes):
         scores.setdefault(indices[number % len(indices)], {}).update(outcome.value or {})
     failures = [outcome for outcome in outcomes if outcome.failures]
-    note = f"{NAMES[model]} gave no likelihood for {len(failures)} of {len(outcomes)} answers ({_reasons(failures)})"
-    return scores, [note] if failures else []
+    if not failures:
+        return replace(replies, scores=scores)
+    name, count = NAMES[replies.model], f"{len(failures)} of {len(outcomes)}"
+    note = f"{name} gave no likelihood for {count} answers ({_reasons(failures)})"
+    return replace(replies, scores=scores, notes=(*replies.notes, note))
 
 
 def _reasons(outcomes: Iterable[Outcome[Any]]) -> str:
     reasons = Counter(outcome.failures[-1].reason if outcome.failures else "unknown" for outcome in outcomes)
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-
-
-class _Live:
-    """Adds the progress within the running batch to the engine's."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._finished, self._running, self._shown = 0.0, 0, 0.0
-        self._total: float | None = None
-
-    def update(self, done: float, total: float | None = None, note: str = "") -> None:
-        self._finished, self._total = done, total
-        self._show("" if self._running else note)  # the engine sees no answer before the batch ends
-
-    def watch(self, running: int, note: str) -> None:
-        self._running = running
-        self._show(note)
-
-    def _show(self, note: str) -> None:
-        self._shown = max(self._shown, self._finished + self._running)  # a batch has ended before its flows have
-        self._progress.update(self._shown, self._total, note)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from distill.compare.answers import Engines
+from distill.compare.local_model import Engines
 from distill.compare.metrics import ModelAnswer
 from distill.compare.results import JUDGED, ComparisonResults, Prompt
 from distill.core import console

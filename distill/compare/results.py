@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from distill.compare.metrics import Measure, ModelAnswer, ModelMetric, Sample, Scores, TextMetric
+from distill.compare.metrics import Measure, Metric, ModelAnswer, Sample, Scores
 from distill.types import MODELS, Message, Model
 
 EVERY = "all"
 """Category of prompts that declare none."""
 NAMES: dict[Model, str] = {
     "base": "the base",
+    "previous": "the student before",
     "student": "the student",
     "teacher": "the teacher",
     "teacher_again": "the teacher asked again",
@@ -105,7 +106,7 @@ class ComparisonResults:
 def score_answers(
     prompts: Sequence[Prompt],
     replies: Iterable[ModelReplies],
-    metrics: Sequence[TextMetric | ModelMetric],
+    metrics: Sequence[Metric],
     folder: Path,
 ) -> ComparisonResults:
     """All answers, with scores from likelihoods and from text metrics."""

@@ -13,15 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from distill import recipe
-from distill.compare.answers import Engines, absent_measures, ask_endpoint, ask_here, ask_teacher_weights
+from distill.compare.answers import (
+    LEARNERS,
+    absent_measures,
+    ask_endpoint,
+    ask_here,
+    ask_teacher_weights,
+    pair_obstacle,
+)
 from distill.compare.judge import judge
 from distill.compare.judge_audit import conclude, judged_outcomes
 from distill.compare.lm_eval import benchmarks
-from distill.compare.metrics import METRICS, ModelMetric, TextMetric
+from distill.compare.local_model import Engines
+from distill.compare.metrics import METRICS, Metric
 from distill.compare.prompts import held_out, of_file, of_metrics, recorded_answers
 from distill.compare.results import ComparisonResults, ModelReplies, Prompt, row, score_answers
 from distill.compare.stats import LEVEL, RESAMPLES
-from distill.compare.summary import absence_note, entry_of, leading, outcomes_by, remarks, summary, with_judge
+from distill.compare.summary import absence_notes, entry_of, leading, outcomes_by, remarks, summary, with_judge
 from distill.compare.token_nll import by_prompt
 from distill.compare.training_overlap import coverage, leak_summary, leaks
 from distill.core import console, registry
@@ -32,7 +40,7 @@ from distill.core.weights import read_base, student_fingerprint
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.providers import Provider
-from distill.models.in_process import base_fingerprint
+from distill.models.in_process import base_fingerprint, local_model
 from distill.recipe import Benchmarks, Judging
 from distill.run.context import Context, account, bound, engine_for, identity, judge_sampling, spent, stop_teacher
 from distill.run.decisive import flat, parts
@@ -60,6 +68,8 @@ class Sides:
     """Endpoints that answer as `base` or `student`."""
     recorded: Mapping[Model, Path] = field(default_factory=dict)
     """Files of recorded answers; these models are not asked."""
+    no_pairs: str | None = None
+    """Why metrics of pairs have no value; None where they have, and where there is none of them."""
     judge: Bench | None = None
     thoughts: Handling = "separate"
     """How collect treats the teacher's thoughts: its answers here are compared with or without them as well."""
@@ -67,7 +77,7 @@ class Sides:
     @property
     def models_here(self) -> list[Model]:
         """The models among base and student that answer in this process."""
-        return [model for model in MODELS[:2] if model not in {*self.endpoints, *self.recorded}]
+        return [model for model in LEARNERS if model not in {*self.endpoints, *self.recorded}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +94,7 @@ def compare(
     *,
     engine: Engines,
     journal: Journal,
-    metrics: Sequence[TextMetric | ModelMetric],
+    metrics: Sequence[Metric],
     sampling: Sampling,
     seed: int,
     sides: Sides,
@@ -103,6 +113,8 @@ def compare(
     """
     common_prompts = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
     questions = [*common_prompts, *of_metrics(metrics)]
+    if questions and sides.models_here and any(metric.scope == "pair" for metric in metrics):
+        sides = replace(sides, no_pairs=pair_obstacle(sides.teacher_weights, current(folder)))
     replies = _ask(questions, current(folder), engine, metrics, sampling, seed, sides)
     results = score_answers(questions, replies, metrics, folder)
     bench = sides.judge if common_prompts else None
@@ -125,7 +137,7 @@ def _ask(
     prompts: Sequence[Prompt],
     student: Path,
     engine: Engines,
-    metrics: Sequence[TextMetric | ModelMetric],
+    metrics: Sequence[Metric],
     sampling: Sampling,
     seed: int,
     sides: Sides,
@@ -162,9 +174,16 @@ def _ask(
         return replies
     references = next((reply.answers for reply in reversed(replies) if reply.model == "teacher"), None) or {}
     here = replace(sampling, seed=seed)
-    replies += ask_here(prompts, references, engine, student, metrics, here, sides.models_here)
-    if sides.teacher_weights is not None:
-        replies += ask_teacher_weights(prompts, references, engine, metrics, sides.teacher_weights)
+    teacher = local_model(sides.teacher_weights, name="teacher") if sides.teacher_weights is not None else None
+    has_pairs = sides.no_pairs is None and any(metric.scope == "pair" for metric in metrics)
+    try:
+        beside = teacher if has_pairs else None
+        replies += ask_here(prompts, references, engine, student, metrics, here, sides.models_here, beside)
+        if teacher is not None:
+            replies += ask_teacher_weights(prompts, references, engine, metrics, teacher)
+    finally:
+        if teacher is not None:
+            teacher.release()
     return replies
 
 
@@ -173,7 +192,7 @@ def _measures(
     results: ComparisonResults,
     replies: Sequence[ModelReplies],
     verdicts: Mapping[int, Mapping[str, Any]] | None,
-    metrics: Sequence[TextMetric | ModelMetric],
+    metrics: Sequence[Metric],
     sides: Sides,
     seed: int,
     usd: float | None,
@@ -185,13 +204,15 @@ def _measures(
     `verdicts`: the judge's, by prompt; `own`: the prompts are the run's held-out rows, not a file's.
     """
     kept, models = folder / "kept.jsonl", descriptions(current(folder), results, sides)
-    absent = absent_measures(metrics, sides.models_here, sides.teacher_weights) if results.prompts else {}
+    absent: dict[str, str] = {}
+    if results.prompts:
+        absent = absent_measures(metrics, sides.models_here, sides.teacher_weights, sides.no_pairs)
     leak_entries = leaks(results.prompts, kept)
     leaked = {index for index, leak in leak_entries.items() if leak["leaked"]}
     measures = [measure for metric in metrics for measure in metric.measures] if results.prompts else []
     entries = {one.name: entry_of(results, one, seed, absent=absent.get(one.name), leaked=leaked) for one in measures}
     lead = leading(measures, entries)
-    notes = [*(note for reply in replies for note in reply.notes), *absence_note(measures, absent)]
+    notes = [*(note for reply in replies for note in reply.notes), *absence_notes(measures, absent)]
     notes += remarks(results, [one for one in measures if one.name not in absent], entries)
     scores = summary(results, entries, lead, notes=notes, usd=usd, own=own)
     outcomes = outcomes_by(results, lead) if lead is not None else {}
@@ -264,7 +285,16 @@ def _descriptions_here(student: Path) -> dict[Model, dict[str, str | None]]:
     model = Path(base["model"]).name
     weights = ", 4-bit" if base["quantised"] else ""
     layers = f"{len(base['layers'])} layers of " if base["layers"] else ""
+    previous: dict[Model, dict[str, str | None]] = {}
+    if (before := base.get("previous")) is not None:
+        name = Path(before["run"]).name
+        previous["previous"] = {
+            "model": model,
+            "description": f"the student of {name}, which was trained further",
+            "fingerprint": before["fingerprint"],
+        }
     return {
+        **previous,
         "base": {
             "model": model,
             "description": f"the student before training: {layers}{model}{weights}",

@@ -121,9 +121,13 @@ def _figures(measure: Measure, values: Values, seed: int) -> dict[str, Any]:
     """Means by model, the student's difference from the base with its p, and the share of the gap."""
     student, base = _common_values(values, "student", "base")
     gap, target, note = _gap(measure, values, seed)
+    before: dict[str, Difference | None] = {}
+    if "previous" in values:
+        before["student_minus_previous"] = paired_difference(*_common_values(values, "student", "previous"), seed=seed)
     return {
         "by": {model: mean_interval(list(each.values()), seed=seed) for model, each in values.items()},
         "student_minus_base": paired_difference(student, base, seed=seed),
+        **before,
         "p": sign_flip_p(student, base, seed=seed),
         "gap_closed": gap,
         "gap_target": target,
@@ -287,10 +291,10 @@ ALIKE = 0.2
 """Least share of equal answers of two models that a note mentions."""
 
 
-def absence_note(measures: Sequence[Measure], absent: Mapping[str, str]) -> Iterator[str]:
-    """One note on the `absent` measures, which share one reason."""
-    if titles := [one.title for one in measures if one.name in absent]:
-        yield f"{', '.join(titles)}: {next(iter(absent.values()))}"
+def absence_notes(measures: Sequence[Measure], absent: Mapping[str, str]) -> Iterator[str]:
+    """A note for each reason, with the measures that are `absent` for it."""
+    for reason in dict.fromkeys(absent.values()):
+        yield f"{', '.join(one.title for one in measures if absent.get(one.name) == reason)}: {reason}"
 
 
 def remarks(

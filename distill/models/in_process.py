@@ -19,15 +19,16 @@ from distill.core.hashing import canonical, json_sha256
 from distill.core.weights import ORIGIN, fingerprint, read_base, student_fingerprint
 from distill.engine.providers import ProviderError, Reply
 from distill.errors import DistillError
-from distill.types import Endpoint, Request
+from distill.types import Endpoint, Message, Request
 
 if TYPE_CHECKING:
-    from distill.models.likelihood import ContinuationScores
+    from distill.models.likelihood import ContinuationScores, PairScores
 
 
 GATHER_SECONDS = 0.02
 """Time without a new request after which a batch that is not full starts: a few times the journal's group commit."""
 Result: TypeAlias = Reply | ProviderError
+_Text: TypeAlias = tuple[tuple[Message, ...], str]
 _Job: TypeAlias = tuple[Sequence[Request], Future[Sequence[Result | DistillError]]]
 Watch: TypeAlias = Callable[[int, str], None]
 """Called with the answered requests of the running batch and a short note; (0, "") at its end."""
@@ -54,6 +55,7 @@ class InProcess:
         self._load = load
         self._watch = watch or _ignore
         self._loaded: LoadedModel | None = None
+        self._known: dict[_Text, ContinuationScores] = {}
         self._batched = Batched(self._replies, endpoint)
 
     async def send(self, request: Request) -> Reply:
@@ -63,6 +65,11 @@ class InProcess:
     async def close(self) -> None:
         """End the thread; the model stays."""
         await self._batched.close()
+
+    def watched(self, watch: Watch) -> InProcess:
+        """The same, with another watch."""
+        self._watch = watch
+        return self
 
     def release(self) -> None:
         """Let go of the model."""
@@ -74,31 +81,93 @@ class InProcess:
 
     def _replies(self, requests: Sequence[Request]) -> Sequence[Result]:
         """Results of one batch, whose requests `Batched` has chosen to be of one kind."""
-        self._watch(0, "loading the model" if self._loaded is None else "")
-        self._loaded = self._loaded or self._load()
         ask = self._likelihoods if requests[0].kind == "likelihood" else self._answers
-        results = ask(self._loaded, requests)
+        results = ask(requests)
         self._watch(0, "")
         return results
 
-    def _answers(self, loaded: LoadedModel, requests: Sequence[Request]) -> Sequence[Result]:
+    def loaded(self) -> LoadedModel:
+        """The model, loaded if it is not."""
+        self._watch(0, "loading the model" if self._loaded is None else "")
+        self._loaded = self._loaded or self._load()
+        return self._loaded
+
+    def know(self, request: Request, scores: ContinuationScores) -> None:
+        """Take the scores of a likelihood from a pass that has read the same text already."""
+        self._known[_text_of(request)] = scores
+
+    def _answers(self, requests: Sequence[Request]) -> Sequence[Result]:
         from distill.models.generation import answer
 
-        started = time.monotonic()
+        loaded, started = self.loaded(), time.monotonic()
 
         def watch(done: int, tokens: int) -> None:
             self._watch(done, f"{tokens / max(time.monotonic() - started, 1e-3):.0f} tok/s")
 
         return answer(loaded.model, loaded.tokenizer, loaded.template, requests, watch=watch)
 
-    def _likelihoods(self, loaded: LoadedModel, requests: Sequence[Request]) -> Sequence[Result]:
+    def _likelihoods(self, requests: Sequence[Request]) -> Sequence[Result]:
         from distill.models.likelihood import loglikelihoods
 
-        pairs = [(request.messages, request.continuation or "") for request in requests]
-        values = loglikelihoods(
-            loaded.model, loaded.tokenizer, loaded.template, pairs, watch=lambda done: self._watch(done, "")
-        )
-        return [value if isinstance(value, ProviderError) else _likelihood(value) for value in values]
+        texts = list(map(_text_of, requests))
+        values: dict[_Text, ContinuationScores | ProviderError] = {
+            text: self._known[text] for text in texts if text in self._known
+        }
+        if unknown := [text for text in texts if text not in values]:
+            loaded = self.loaded()
+            scores = loglikelihoods(
+                loaded.model, loaded.tokenizer, loaded.template, unknown, watch=lambda done: self._watch(done, "")
+            )
+            values |= dict(zip(unknown, scores, strict=True))
+        results = (values[text] for text in texts)
+        return [value if isinstance(value, ProviderError) else _likelihood(value) for value in results]
+
+
+class Pair:
+    """The differences of a student's distributions from its teacher's on given answers; both models stay in memory.
+
+    Each learns from the pass what its own likelihoods of these answers are.
+    """
+
+    def __init__(self, teacher: InProcess, student: InProcess, *, watch: Watch | None = None) -> None:
+        prints = [teacher.endpoint.fingerprint, student.endpoint.fingerprint]
+        self.endpoint = Endpoint(model="pair", fingerprint=json_sha256(prints))
+        self._teacher, self._student, self._watch = teacher, student, watch or _ignore
+        self._batched = Batched(self._replies, self.endpoint)
+
+    async def send(self, request: Request) -> Reply:
+        """Wait for the batch that takes this request, a likelihood. Raises `ProviderError`."""
+        return await self._batched.send(request)
+
+    async def close(self) -> None:
+        """End the thread; the models stay."""
+        await self._batched.close()
+
+    def _replies(self, requests: Sequence[Request]) -> Sequence[Result]:
+        from distill.models.likelihood import PairScores, pair_scores
+
+        def watch(done: int) -> None:
+            self._watch(done // 2, "")  # a flow asks two
+
+        texts = list(map(_text_of, requests))
+        values = pair_scores(self._teacher.loaded(), self._student.loaded(), texts, watch=watch)
+        self._watch(0, "")
+        for request, value in zip(requests, values, strict=True):
+            if isinstance(value, PairScores):
+                self._teacher.know(request, value.teacher)
+                self._student.know(request, value.student)
+        return [value if isinstance(value, ProviderError) else _difference(value) for value in values]
+
+
+def _text_of(request: Request) -> _Text:
+    return request.messages, request.continuation or ""
+
+
+def _difference(scored: PairScores) -> Reply:
+    """The scores per token, rounded as likelihoods are."""
+    names = ("divergence", "acceptance")
+    tokens = {name: [round(one, 4) for one in getattr(scored, name)] for name in names}
+    return Reply(loglikelihood=scored.student.total, raw={**tokens, "same_first": sum(scored.same_first)})
 
 
 def _likelihood(scored: ContinuationScores) -> Reply:

@@ -131,6 +131,7 @@ def _replace_models(document: Mapping[str, Any], url: str, model: Path) -> None:
         weaker["model"] = f"{NAME} of less strength"
     if student := document.get("student"):
         student["model"] = str(model)
+        student.pop("continues", None)
         if "prune" in student:
             student["prune"]["layers"] = KEPT_LAYERS
 

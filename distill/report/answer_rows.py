@@ -66,7 +66,8 @@ def card(row: Row, titles: Mapping[str, str]) -> dict[str, Any]:
     """One held-out prompt with the answers to it."""
     answers, scores = row.get("answers") or {}, row.get("scores") or {}
     columns = [
-        _answer(model, answers.get(model), scores.get(model) or {}) for model in MODELS if model != "teacher_again"
+        _answer(model, answers.get(model), scores.get(model) or {})
+        for model in ("base", *(["previous"] if "previous" in answers else []), "student", "teacher")
     ]
     return {"id": str(row.get("id")), **conversation(row), "answers": columns, "why": why(row, titles)}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ PAGE = Path(__file__).parent / "page"
 """Template, style and script of the page."""
 UNSHOWN = ("fingerprint", "revision", "options")
 """Keys of a stage in run.json that the page does not show; `fingerprint` is in records of older versions."""
-TABLE_MODELS = ("base", "student", "teacher_again", "teacher")
+TABLE_MODELS = ("base", "previous", "student", "teacher_again", "teacher")
+"""`previous` only where the student continued another."""
 
 
 def report(folder: Path, *, title: str | None = None) -> dict[str, int]:
@@ -159,11 +160,16 @@ def render(page: Mapping[str, Any]) -> str:
     scripts = [_piece(name) for name in names]
     sources = " ".join(f"'{_hash(script)}'" for script in scripts)
     return environment.get_template("page.html.jinja").render(
-        page=page, models=page["models"], table_models=TABLE_MODELS,
+        page=page, models=page["models"], table_models=_table_models(page["metrics"]),
         style=Markup(style), scripts=[Markup(script) for script in scripts], data=Markup(page["data"] or ""),
         policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src {sources}; base-uri 'none'; "
         "form-action 'none'",
     )  # fmt: skip
+
+
+def _table_models(metrics: Sequence[comparison.MetricRow]) -> list[str]:
+    has_previous = any("previous" in metric.measure.by for metric in metrics)
+    return [model for model in TABLE_MODELS if model != "previous" or has_previous]
 
 
 def _hash(source: str) -> str:

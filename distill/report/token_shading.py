@@ -10,13 +10,12 @@ from typing import Any
 from distill.report.numbers import Row
 from distill.run.scores import finite
 from distill.text.tokens import visible
-from distill.types import MODELS
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 """Digits for a token's width and for its √nats in steps of 1/14: exact to 0.07 at 1 nat, up to 20 nats."""
 STEPS = 14
 MOST = len(ALPHABET) - 1
-SHADED: tuple[str, ...] = MODELS[:2]
+SHADED = ("base", "student")
 MAX_BYTES = 200_000
 """Limit of all tokens' bytes in the page, at three digits per token: 260 answers of 250 tokens."""
 

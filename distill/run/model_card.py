@@ -89,7 +89,7 @@ def card(
         form=form,
         code=_code(form, receipt or {}, system),
         scores=read_scores(run) if has_scores else None,
-        models=MODELS,
+        models=[model for model in MODELS if model != "previous" or "previous" in base],
         training=[(key, value) for key, value in flatten(recipe.get("train") or {}).items() if value is not None],
         dropped=dropped_by_rule(record, recipe),
         receipt=receipt,

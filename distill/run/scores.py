@@ -73,8 +73,10 @@ class Measured:
     by: Annotated[Mapping[str, Estimate], BeforeValidator(_means)] = field(default_factory=dict)
     """By model (`base`, `student`, `teacher`, `teacher_again`), where it has the measure."""
     student_minus_base: Interval = None
+    student_minus_previous: Interval = None
+    """Only where the student continued another."""
     p: Number = None
-    """Sign-flip p of that difference."""
+    """Sign-flip p of the difference from the base."""
     p_holm: Number = None
     """The same, Holm-adjusted over all categories or tasks."""
     gap_closed: Interval = None

@@ -193,7 +193,7 @@ def changes(run: Path, record: Mapping[str, Any], account: Mapping[str, Any]) ->
         and not (name in was.keys() ^ now.keys() and _is_default(record, account, name))
     ]
     differences += ["other rows in kept.jsonl"] if has_other_rows(run, account) else []
-    continued = recipe(run).get("student", {}).get("continues")
+    continued = (recipe(run).get("student") or {}).get("continues")
     if isinstance(continued, str) and (was_sha := account["stages"]["train"].get("options", {}).get(CONTINUES)):
         differences += [f"another student in {continued}"] if previous_sha256(run, Path(continued)) != was_sha else []
     return differences

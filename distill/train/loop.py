@@ -16,7 +16,7 @@ from distill.core import processes
 from distill.core.console import Progress, Silent, silent
 from distill.core.files import write_json
 from distill.core.jsonl import whole_rows
-from distill.core.weights import fingerprint, read_base, require_base, student_fingerprint
+from distill.core.weights import fingerprint, read_base, student_fingerprint
 from distill.errors import DistillError, RecipeError
 from distill.models import loading
 from distill.models.device import free_memory
@@ -195,7 +195,6 @@ def _job(
         "method": options.method,
     }
     if settings.start is not None:
-        require_base(settings.start)
         info["previous"] = {"run": str(settings.start.parent), "fingerprint": student_fingerprint(settings.start)}
         say(f"continues the student of {settings.start.parent}")
     data = TrainingData(

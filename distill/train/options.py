@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from distill.core.weights import require_base
 from distill.errors import RecipeError
 from distill.recipe import BaseOptions
 from distill.recipe.continued import contradictions, student_settings
@@ -199,7 +200,10 @@ class TrainSettings:
     """Folder of the student that training continues: its adapter, or with `full` its weights."""
 
     def require_start(self) -> None:
-        """Raise `RecipeError` where that student is missing, or has become another than these settings continue."""
+        """Raise `RecipeError` where that student is missing, or has become another than these settings continue.
+
+        Raises `ModelError` where an adapter's base has changed.
+        """
         if self.start is None:
             return
         prune = {"layers": self.layers, "by": self.prune_by} if self.layers is not None else {}
@@ -208,3 +212,5 @@ class TrainSettings:
         run = self.start.parent
         if faults := contradictions(document, run, student_settings(run)):
             raise RecipeError(faults[0])
+        if self.options.method != "full":
+            require_base(self.start)

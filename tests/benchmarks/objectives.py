@@ -22,6 +22,7 @@ import torch
 from distill.compare import stats
 from distill.core.jsonl import read_sessions
 from distill.models import chat_template, loading
+from distill.models.likelihood import token_distances
 from distill.pipeline.parts import load_recipe
 from distill.train import loop
 from distill.train.objectives.sft import NoOptions, Sft
@@ -109,9 +110,8 @@ def _nll(logs: torch.Tensor, labels: torch.Tensor) -> float:
 
 def _distances(teacher: torch.Tensor, student: torch.Tensor) -> list[float]:
     """Means over a row's tokens of both divergences and the acceptance rate."""
-    p, q = teacher.exp(), student.exp()
-    forward, reverse = (p * (teacher - student)).sum(1), (q * (student - teacher)).sum(1)
-    return [float(one.mean()) for one in (forward, reverse, torch.minimum(p, q).sum(1))]
+    distances = token_distances(teacher, student)
+    return [float(one.mean()) for one in (distances.forward, distances.reverse, distances.acceptance)]
 
 
 if __name__ == "__main__":

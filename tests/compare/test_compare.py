@@ -11,7 +11,7 @@ from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
-from distill.compare.answers import _Live
+from distill.compare.local_model import Live
 from distill.compare.metrics.likelihood import Likelihood
 from distill.compare.metrics.overlap import Overlap
 from distill.compare.metrics.style import Style
@@ -348,7 +348,7 @@ def test_a_held_out_row_without_an_answer_is_one_line(tmp_path):
 
 def test_the_count_of_asked_prompts_never_falls():
     shown: list[float] = []
-    live = _Live(SimpleNamespace(update=lambda done, total, note: shown.append(done)))
+    live = Live(SimpleNamespace(update=lambda done, total, note: shown.append(done)))
     live.update(0, 61)
     live.watch(17, "")  # a batch under way …
     live.watch(0, "")  # … has ended, and the engine sees its answers one by one

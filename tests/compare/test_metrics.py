@@ -35,7 +35,7 @@ def test_every_metric_on_the_shelf_has_options_and_explains_its_measures(name):
     part = registry.part(METRICS, name, kind="metric")
     needed = {"model": "folder"} if name == "similarity" else {}
     metric = part(part.Options(**needed))
-    assert metric.scope in ("text", "model")
+    assert metric.scope in ("text", "model", "pair")
     assert metric.measures
     assert all(measure.title and measure.explanation.endswith(".") for measure in metric.measures)
 

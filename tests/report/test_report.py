@@ -33,6 +33,24 @@ def test_the_headline_is_the_first_thing_on_the_page(tmp_path: Path) -> None:
     assert html.index("<h1") < html.index("<svg")
 
 
+def test_a_student_that_continued_another_has_that_one_beside_it_and_others_have_no_such_column(tmp_path: Path) -> None:
+    heads = page(write_run(tmp_path)).under("th")
+    assert heads[:3] == ["Metric", "Base", "Student"]
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    rouge = scores["metrics"]["rouge_l"]
+    rouge["by"]["previous"] = {"mean": 0.123, "low": 0.1, "high": 0.2, "n": 32}
+    rouge["student_minus_previous"] = {"mean": 0.045, "low": 0.01, "high": 0.08, "n": 32}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    answers = {"previous": {"text": "What it said before.", "finish": "stop", "tokens": 5}}
+    change(tmp_path / "answers.jsonl", lambda row: {**row, "answers": {**row["answers"], **answers}})
+    found = page(tmp_path)
+    assert found.under("th")[:4] == ["Metric", "Base", "Previous", "Student"]
+    html = (tmp_path / "report.html").read_text()
+    assert "student − previous: " in html
+    assert "+0.045" in html
+    assert html.partition('id="metrics"')[0].count("What it said before.") == 5  # of the worst prompts
+
+
 def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
     report(write_run(tmp_path))
     first = (tmp_path / "report.html").read_bytes()

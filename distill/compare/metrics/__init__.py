@@ -14,6 +14,7 @@ METRICS = {
     "instructions": "distill.compare.metrics.instructions:Instructions",
     "diversity": "distill.compare.metrics.diversity:Diversity",
     "likelihood": "distill.compare.metrics.likelihood:Likelihood",
+    "probabilities": "distill.compare.metrics.probabilities:Probabilities",
     "overlap": "distill.compare.metrics.overlap:Overlap",
     "similarity": "distill.compare.metrics.similarity:Similarity",
     "style": "distill.compare.metrics.style:Style",
@@ -22,6 +23,8 @@ METRICS = {
 Better = Literal["lower", "higher", "near 1", "teacher"]
 """Which way is better; `teacher`: the nearer to the teacher's value, whichever way that is."""
 Scores: TypeAlias = Mapping[str, float]
+Text: TypeAlias = tuple[tuple[Message, ...], str]
+"""A conversation before an answer, and the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,10 @@ class Measure:
     """Whether it measures similarity to the teacher's answers; such a measure leads the headline, before style."""
 
 
+PAIR = "pair"
+"""Role of the requests of a `PairMetric`: teacher and student read one answer together."""
+
+
 class NoOptions(BaseOptions):
     """Options of a metric that has none."""
 
@@ -102,3 +109,20 @@ class ModelMetric(Protocol):
 
     def score(self, messages: tuple[Message, ...], model: Model, reference: ModelAnswer) -> Flow[Scores]:
         """As for texts; yields its requests, and leaves out numbers whose request failed."""
+
+
+class PairMetric(Protocol):
+    """A metric computed from a student's distributions beside the teacher's, where both are at hand."""
+
+    scope: Literal["pair"]
+    measures: tuple[Measure, ...]
+    models: tuple[Model, ...]
+    """The models that it compares with the teacher."""
+    teacher: Scores
+    """The teacher's own numbers, which are known: those of a model that is the same as the teacher."""
+
+    def score(self, reference: Text, own: Text | None) -> Flow[Scores]:
+        """Numbers on the teacher's answer and on the model's own; its requests have the role `PAIR`."""
+
+
+Metric: TypeAlias = TextMetric | ModelMetric | PairMetric

@@ -10,12 +10,12 @@ from distill.compare.metrics import Measure, NoOptions, Sample, Scores
 from distill.core.jsonl import read_sessions
 from distill.text.tokens import n_grams
 from distill.text.words import comparable
-from distill.types import MODELS
+from distill.types import Model
 
 RUN = 8
 """Words of the shortest span that counts; shorter ones are common phrases."""
 
-LEARNERS = MODELS[:2]
+LEARNERS: tuple[Model, ...] = ("base", "previous", "student")
 """The models that are scored; the teacher's answers are the training data itself."""
 
 Run: TypeAlias = tuple[str, ...]

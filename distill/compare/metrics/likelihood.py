@@ -14,7 +14,7 @@ class Likelihood:
 
     Options = NoOptions
     scope: Literal["model"] = "model"
-    models: tuple[Model, ...] = ("base", "student", "teacher")
+    models: tuple[Model, ...] = ("base", "previous", "student", "teacher")
     measures = (
         Measure(
             name="nll_per_byte",

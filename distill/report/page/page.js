@@ -39,7 +39,8 @@
   const data = JSON.parse($("data").textContent);
   const cards = $("cards");
   const CHUNK = 60;
-  const SHOWN = ["base", "student", "teacher"];
+  const hasPrevious = data.prompts.some((prompt) => prompt.answers.previous);
+  const SHOWN = ["base", ...(hasPrevious ? ["previous"] : []), "student", "teacher"];
   const state = { find: "", category: "", outcome: "", flag: "", sort: "worst", prompt: "" };
   const view = { diff: false, again: false, blind: false, surprise: "" };
   const byId = new Map(data.prompts.map((prompt, place) => [prompt.id, Object.assign(prompt, { place })]));
@@ -334,7 +335,7 @@
     if (answer && !answer.text) article.append(make("p", { class: "rest" }, "an empty answer"));
     if (answer?.text) {
       const other = model === "teacher" ? prompt.answers.student : prompt.answers.teacher;
-      const shown = view.diff && !plain && other && model !== "base";
+      const shown = view.diff && !plain && other && !["base", "previous"].includes(model);
       if (model === "teacher" && !plain && prompt.surprise?.[view.surprise]) {
         article.append(...heated(prompt, answer.text, view.surprise));
       } else {
