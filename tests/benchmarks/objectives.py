@@ -5,8 +5,8 @@ on the held-out prompts, with the teacher's own answers: KL(teacher ‖ student)
 over the whole vocabulary, the acceptance rate Σ min(p, q), and the share of the gap closed (base − student over base −
 teacher, in nats a token of the teacher's answers). Intervals are over prompts, paired, from the first seed.
 
-With `--then`, a student of soft targets after half of the epochs goes on in several ways: on its own answers for as many
-steps, and, beside each, on soft targets for the same CPU seconds.
+With `--then`, a student of soft targets after half of the epochs goes on in several ways: on its own answers for as
+many steps, and, beside each, on soft targets for the same CPU seconds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from distill.train import loop
 from distill.train.objectives.on_policy import OnPolicy, OnPolicyOptions
 from distill.train.objectives.sft import NoOptions, Sft
 from distill.train.objectives.soft import Soft, SoftOptions
-from distill.train.options import TrainOptions, TrainSettings
+from distill.train.options import TrainOptions
 from distill.train.stage import settings_of
 
 OBJECTIVES: Mapping[str, Callable[[], Sft]] = {

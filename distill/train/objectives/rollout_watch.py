@@ -99,13 +99,12 @@ class RolloutWatch(TrainerCallback):  # type: ignore[misc]  # the library has no
         if rows[-1]["step"] != state.global_step:
             return
         before, after = rows[0]["kl"], rows[-1]["kl"]
-        is_better = not self._stopped and after < before
-        if not is_better:
+        which = "start" if self._stopped else kept(before, after)
+        if which == "start":
             load_weights(self._trainer.model, self._start)
-        which = "end" if is_better else "start"
         self._log.event({"event": "kept", "step": state.global_step, "which": which, "before": before, "after": after})
         change = f"held-out KL(teacher ‖ student) {before:.3f} before and {after:.3f} after"
-        self._say(f"on_policy: {change}: {'the trained' if is_better else 'the starting'} student is kept")
+        self._say(f"on_policy: {change}: {'the trained' if which == 'end' else 'the starting'} student is kept")
 
     def _evaluations(self) -> list[dict[str, Any]]:
         return [row for row in self._log.events if row["event"] == "on_policy"]
@@ -138,6 +137,11 @@ class RolloutWatch(TrainerCallback):  # type: ignore[misc]  # the library has no
                 values = trainer.token_losses({**inputs, "targets": targets(part)})
                 total, tokens = total + float(values.sum()), tokens + len(values)
         return total / tokens
+
+
+def kept(before: float, after: float) -> str:
+    """Which student is better by its held-out KL, `start` or `end`; one that is no number is never."""
+    return "end" if after < before else "start"
 
 
 def reason_to_stop(start: dict[str, Any], *later: dict[str, Any]) -> str:
