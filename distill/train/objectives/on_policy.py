@@ -69,7 +69,7 @@ class OnPolicy(Sft):
         assert recipe.train is not None
         if getattr(recipe.train.options, "best", None) is not None:
             return "on_policy keeps the better of its start and its end; leave train.best out"
-        if not self.options.from_untrained and getattr(recipe.student, "continues", None) is None:
+        if not self.options.from_untrained and recipe.student.continues is None:
             return (
                 "on_policy improves a student that can already answer, and student.model is none of distill's; name a "
                 "run that trained one by `kind: sft` or `soft` (student.model: runs/NAME), or set from_untrained: true"
