@@ -356,6 +356,15 @@ def test_no_row_that_the_teacher_can_read_is_one_line(tiny, short_teacher, tmp_p
         train(tmp_path, tiny, short_teacher, sessions=[LONG], eval_rows=0)
 
 
+def test_check_says_what_on_policy_training_costs(tmp_path):
+    from distill.pipeline.student_forecast import training_lines
+
+    (tmp_path / "own.yaml").write_text(RECIPE)
+    (tmp_path / "tasks.jsonl").write_text('{"instruction": "a"}\n')
+    lines = training_lines(load_recipe(tmp_path / "own.yaml"))
+    assert any(line.startswith("train: on_policy holds smollm2 beside the student") for line in lines)
+
+
 RECIPE = """
 name: own
 teacher: {model: smollm2, serve: transformers, terms: t}

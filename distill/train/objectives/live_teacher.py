@@ -45,8 +45,8 @@ class LiveTeacher:
         """Load the model in `folder`; `template` and `tokenizer` are the student's. Raises `ModelError`."""
         self._tokenizer = loading.load_tokenizer(folder)
         self._template = "own" if self._tokenizer.chat_template else template
-        both = ((self._template, self._tokenizer), (template, tokenizer))
-        self._ends = tuple(chat_template.end_ids(name, tokens)[0] for name, tokens in both)
+        theirs = chat_template.end_ids(self._template, self._tokenizer)[0]
+        self._ends = theirs, chat_template.end_ids(template, tokenizer)[0]
         self._model = loading.load_causal(folder, quantise=quantise, dtype=dtype, device=device).requires_grad_(False)
         self.context = context_tokens(self._model)
         self.vocabulary = min(len(tokenizer), self._model.get_output_embeddings().weight.shape[0])
