@@ -172,6 +172,14 @@ class OnPolicy(Sft):
         return (RolloutWatch(self, self._data, log),)
 
 
+def another_tokenizer(teacher: str, difference: str) -> str:
+    """Why a teacher of another tokenizer cannot teach so, in a line."""
+    return (
+        f"train.objective on_policy: {teacher} has another tokenizer than the student ({difference}), and their "
+        "probabilities are compared token by token; take a student of its family, or `kind: soft`, which maps them"
+    )
+
+
 def _loaded(name: str, model: str, data: TrainingData) -> LiveTeacher:
     """The teacher, in 4 bits on a GPU where the student is. Raises `RecipeError` for another tokenizer."""
     from distill.models import loading, tokenizer_identity
@@ -181,10 +189,7 @@ def _loaded(name: str, model: str, data: TrainingData) -> LiveTeacher:
     options = data.settings.options
     folder = loading.materialise(model, say=data.say)
     if difference := tokenizer_identity.difference(loading.load_tokenizer(folder), data.tokenizer):
-        raise RecipeError(
-            f"train.objective on_policy: {name} has another tokenizer than the student ({difference}), and their "
-            "probabilities are compared token by token; take a student of its family, or `kind: soft`, which maps them"
-        )
+        raise RecipeError(another_tokenizer(name, difference))
     device = training_device(options.device)
     quantise = options.method == "qlora" and device.type == "cuda"
     data.say(f"on_policy: {name} scores beside the student{', in 4 bits' if quantise else ''}")

@@ -18,14 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from distill.formats.turns import unlearnt_places
-from distill.models import chat_template
 from distill.models.padding import by_length
 from distill.train.callbacks import Log
 from distill.train.evaluation import aside, evaluation_interval, load_weights, save_weights
 from distill.train.kernels.divergence import TOP, Overlap
 from distill.train.kernels.targets import TokenTargets
-from distill.train.mask_check import MaskRow
 from distill.train.objectives.live_teacher import Reading
 from distill.train.objectives.rollouts import figures
 
@@ -48,7 +45,9 @@ class RolloutWatch(TrainerCallback):  # type: ignore[misc]  # the library has no
         self._objective, self._log, self._say, self._seed = objective, log, data.say, data.settings.seed
         self._trainer = objective.trainer
         self._every = evaluation_interval(data.settings.options.eval_steps or None, len(self._trainer.plan.steps))
-        held_out = [one for one in self._held_out(data) if one is not None]
+        ids, train_on = {one.id for one in data.held_out}, data.settings.options.train_on
+        apart = [objective.teacher.read(row, train_on) for row in data.usable.rows if row.id in ids]
+        held_out = [one for one in apart if one is not None]
         if not held_out:
             data.say("on_policy: no rows are held out (train.eval_rows), so it is watched by rows that it trains on")
         trained = [one for one in objective.readings if one is not None]
@@ -59,19 +58,6 @@ class RolloutWatch(TrainerCallback):  # type: ignore[misc]  # the library has no
         self._start = Path(self._trainer.args.output_dir) / START
         save_weights(self._trainer.model, self._start)
         self._stopped = False
-
-    def _held_out(self, data: TrainingData) -> list[Reading | None]:
-        settings, readings = data.settings, []
-        train_on = settings.options.train_on
-        for session in data.held_out:
-            is_cut, unlearnt = bool(session.meta.get("truncated")), unlearnt_places(session)
-            example = chat_template.encode(
-                session.messages, settings.template, data.tokenizer,
-                truncated=is_cut, train_on=train_on, unlearnt=unlearnt,
-            )  # fmt: skip
-            row = MaskRow(session.id, session.messages, example, is_cut, unlearnt)
-            readings.append(self._objective.teacher.read(row, train_on))
-        return readings
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the starting student; a resumed run has it in its log."""
@@ -103,6 +89,7 @@ class RolloutWatch(TrainerCallback):  # type: ignore[misc]  # the library has no
         if which == "start":
             load_weights(self._trainer.model, self._start)
         self._log.event({"event": "kept", "step": state.global_step, "which": which, "before": before, "after": after})
+        self._objective.facts = {"kept": which, "kl_before": before, "kl_after": after}
         change = f"held-out KL(teacher ‖ student) {before:.3f} before and {after:.3f} after"
         self._say(f"on_policy: {change}: {'the trained' if which == 'end' else 'the starting'} student is kept")
 
