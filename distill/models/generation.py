@@ -61,20 +61,28 @@ def answer(
     rows = [GenerationRow(request.sampling, row_random(request, seed), ends, tokenizer) for request in requests]
     for row, request in zip(rows, requests, strict=True):
         fit(row, request, template, context_tokens(model))
-    ready = [row for row in rows if row.error is None]
-    if ready and not can_batch(model, Batch):
-        for row in ready:
+    decode(
+        model, [row for row in rows if row.error is None], batch_size=batch_size, notify=lambda: _notify(watch, rows)
+    )
+    return [row.error or row.reply() for row in rows]
+
+
+def decode(
+    model: Any, rows: Sequence[GenerationRow], *, batch_size: int = 32, notify: Callable[[], None] = lambda: None
+) -> None:
+    """Sample the answers of rows that have a prompt and a limit; `notify` is called after each step."""
+    if rows and not can_batch(model, Batch):
+        for row in rows:
             generate(model, row)
-            _notify(watch, rows)
-        return [row.error or row.reply() for row in rows]
-    sizes = [len(row.prompt) + row.limit for row in ready]
+            notify()
+        return
+    sizes = [len(row.prompt) + row.limit for row in rows]
     for group in by_length(sizes, rows=batch_size, tokens=BATCH_TOKENS):
         with torch.inference_mode():
-            batch = Batch(model, [ready[index] for index in group])
+            batch = Batch(model, [rows[index] for index in group])
             while batch.rows:
                 batch.step()
-                _notify(watch, rows)
-    return [row.error or row.reply() for row in rows]
+                notify()
 
 
 def _notify(watch: Watch | None, rows: Sequence[GenerationRow]) -> None:

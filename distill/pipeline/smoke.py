@@ -19,7 +19,7 @@ import yaml
 from distill.core import console
 from distill.core.files import cache_dir, flatten
 from distill.engine.mock_server import MockServer
-from distill.engine.mock_server.stand_in import NAME, answer
+from distill.engine.mock_server.stand_in import NAME, reply
 from distill.pipeline.origins import say_which
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
@@ -53,6 +53,7 @@ MOST: Mapping[str, int] = {
     "train.lora.r": 4,
     "train.eval_rows": 2,
     "train.eval_tokens": 8,
+    "train.objective.max_tokens": 8,
     "compare.judge.retest": 2,
     "compare.sampling.max_tokens": 16,
 }
@@ -87,9 +88,12 @@ def smoke(path: Path, folder: Path) -> SmokeResult:
     folder.mkdir(parents=True, exist_ok=True)
     document = recipe.document()
     document.pop("files", None)
+    if _objective(document) == "on_policy":
+        document["teacher"] = [document["teacher"]]
     before = flatten(document, lists=True)
-    with MockServer(answer=answer) as server:
+    with MockServer(answer=reply) as server:
         _replace_models(document, server.url, tiny_model())
+        _show_probabilities(document)
         _reduce_sizes(document)
         _replace_sources(document, folder)
         _replace_instructions(document.get("compare") or {}, folder)
@@ -134,6 +138,19 @@ def _replace_models(document: Mapping[str, Any], url: str, model: Path) -> None:
         student.pop("continues", None)
         if "prune" in student:
             student["prune"]["layers"] = KEPT_LAYERS
+
+
+def _show_probabilities(document: dict[str, Any]) -> None:
+    """The stand-in reports log-probabilities for `soft`; for `on_policy`, another tiny model teaches beside it."""
+    if _objective(document) == "soft":
+        document["teacher"].setdefault("sampling", {}).update(logprobs=True, top_logprobs=2)
+    if _objective(document) == "on_policy":
+        scorer = {"name": "tiny", "model": str(tiny_model(seed=1)), "serve": "transformers", "terms": "ours"}
+        document["teacher"].append({**scorer, "kinds": ["none"]})
+
+
+def _objective(document: Mapping[str, Any]) -> str:
+    return str(((document.get("train") or {}).get("objective") or {}).get("kind", "sft"))
 
 
 def _reduce_sizes(document: dict[str, Any]) -> None:
@@ -190,9 +207,9 @@ _TWO_INSTRUCTIONS = (
 # The tiny model
 
 
-def tiny_model() -> Path:
+def tiny_model(seed: int = 0) -> Path:
     """A random Llama of three layers with the embedded model's tokenizer, made once and kept in the cache."""
-    folder = cache_dir() / "models" / f"tiny-random-{MODEL_LAYERS}"
+    folder = cache_dir() / "models" / f"tiny-random-{MODEL_LAYERS}{f'-{seed}' if seed else ''}"
     if (folder / "manifest").is_file():
         return folder
     import torch
@@ -202,7 +219,7 @@ def tiny_model() -> Path:
 
     source = loading.materialise("smollm2", say=console.say)
     tokenizer = loading.load_tokenizer(source)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=MODEL_LAYERS,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,

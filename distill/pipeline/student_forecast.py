@@ -9,20 +9,25 @@ from distill.core.embedded import EMBEDDED
 from distill.core.model_files import local_folder
 from distill.errors import RecipeError
 from distill.models.gguf.support import obstacle
-from distill.recipe import Recipe, Student
+from distill.models.tokenizer_identity import FromFile, difference, tokenizer_file
+from distill.recipe import Recipe, Student, Teacher
 from distill.train.memory import SMOLLM2, Shape, estimate, shape_in, usual_pass
+from distill.train.objectives.on_policy import OnPolicyOptions, another_tokenizer
 from distill.train.stage import settings_of
 
 DEVICES: tuple[Literal["cpu", "cuda"], ...] = ("cuda", "cpu")
 
 
 def training_lines(recipe: Recipe) -> list[str]:
-    """Method, memory and exports; empty without `train`. Raises `RecipeError` for more layers than the model has."""
+    """Method, memory and exports; empty without `train`.
+
+    Raises `RecipeError` for more layers than the model has, and for a tokenizer that the objective cannot learn from.
+    """
     if recipe.student is None or recipe.train is None:
         return []
     settings_of(recipe).require_start()
     layers = recipe.student.prune.layers if recipe.student.prune is not None else None
-    writable = [exports(recipe.student, recipe.train.options.method)]
+    writable = [*_rollouts_line(recipe), exports(recipe.student, recipe.train.options.method)]
     if recipe.student.continues is not None:
         writable.insert(0, f"train: continues the student of {recipe.student.continues}, on the same base")
     shape = _shape(recipe.student.model, layers)
@@ -58,6 +63,30 @@ def _experts_line(shape: Shape, method: str) -> list[str]:
         f"train: {shape.experts} experts a layer hold {share:.0%} of the weights; they stay in 16 bits (32 on a CPU), "
         "and adapters do not reach them"
     ]
+
+
+def _rollouts_line(recipe: Recipe) -> list[str]:
+    assert recipe.train is not None
+    options = recipe.train.objective.options
+    if not isinstance(options, OnPolicyOptions):
+        return []
+    longest = f"{options.max_tokens} tokens" if options.max_tokens is not None else "the teacher's longest answer"
+    (teacher,) = (one for one in recipe.teachers if one.serve is not None)
+    _require_one_tokenizer(teacher, recipe.student)
+    return [
+        f"train: on_policy holds {teacher.display_name} beside the student, which answers every prompt once per epoch, "
+        f"with at most {longest}; on the demo's models a step takes about four times that of sft"
+    ]
+
+
+def _require_one_tokenizer(teacher: Teacher, student: Student | None) -> None:
+    """Raise `RecipeError` where files on this machine say that their tokenizers differ."""
+    assert student is not None
+    theirs, ours = tokenizer_file(teacher.model), tokenizer_file(student.model)
+    if theirs is None or ours is None or theirs == ours:
+        return
+    if found := difference(FromFile(theirs), FromFile(ours)):
+        raise RecipeError(another_tokenizer(teacher.display_name, found))
 
 
 def exports(student: Student, method: str) -> str:

@@ -249,12 +249,9 @@ class BestCheckpoint:
 
     def consider(self, model: Any, events: Sequence[dict[str, Any]]) -> None:
         """Save the weights if the last evaluation is the best; the previous best stays until the next checkpoint."""
-        from safetensors.torch import save_file
-
         rows = evaluations(events)
         if self.step(events) == rows[-1]["step"] and processes.is_first():
-            with replacing(self._path(rows[-1]["step"])) as path:
-                save_file({name: weight.detach().cpu().contiguous() for name, weight in _trainable(model)}, path)
+            save_weights(model, self._path(rows[-1]["step"]))
 
     def forget_worse(self, events: Sequence[dict[str, Any]]) -> None:
         """Delete all but the best weights."""
@@ -265,19 +262,31 @@ class BestCheckpoint:
 
     def load(self, model: Any, events: Sequence[dict[str, Any]]) -> int | None:
         """Load the best weights into the model; returns their step."""
-        from safetensors.torch import load_file
-
         step = self.step(events)
-        if step is None:
-            return None
-        weights = load_file(self._path(step))
-        with torch.no_grad():
-            for name, weight in _trainable(model):
-                weight.copy_(weights[name])
+        if step is not None:
+            load_weights(model, self._path(step))
         return step
 
     def _path(self, step: int | None) -> Path:
         return self._folder / f"best-{step}.safetensors"
+
+
+def save_weights(model: Any, path: Path) -> None:
+    """Save a model's trainable weights in safetensors."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as beside:
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in _trainable(model)}, beside)
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Give a model the trainable weights that `save_weights` has saved."""
+    from safetensors.torch import load_file
+
+    weights = load_file(path)
+    with torch.no_grad():
+        for name, weight in _trainable(model):
+            weight.copy_(weights[name])
 
 
 def _trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:

@@ -46,13 +46,15 @@ def plan(
 
     A step has about `batch_tokens` tokens, or exactly `batch_rows` examples except an epoch's last; by default, the run
     has about `AIMED_STEPS` steps. `grouped`: the examples of a step have similar lengths (those of 50 steps are sorted
-    together), which saves padding and makes steps less alike. The result depends on these arguments only.
+    together), which saves padding and makes steps less alike. An example of length 0 is left out. The result depends on
+    these arguments only.
     """
     aimed = batch_tokens or min(max(math.ceil(sum(lengths) * epochs / AIMED_STEPS), BATCH_TOKENS[0]), BATCH_TOKENS[1])
     steps: list[tuple[int, ...]] = []
     for epoch in range(math.ceil(epochs)):
         random = Random(f"{seed}:{epoch}")
-        order = random.sample(range(len(lengths)), len(lengths))
+        places = [place for place, length in enumerate(lengths) if length]
+        order = random.sample(places, len(places))
         if grouped:
             size = MEGABATCH_STEPS * (batch_rows or max(1, round(aimed * len(lengths) / sum(lengths))))
             order = _sorted_in_parts(order, lengths, size)

@@ -1,9 +1,12 @@
-"""`python -m tests.benchmarks.objectives RUN [SEED …]`: what the student learns from, on a run's own rows.
+"""`python -m tests.benchmarks.objectives RUN [--then] [SEED …]`: what the student learns from, on a run's own rows.
 
 Trains a student by each objective on the kept rows of a finished run whose teacher runs on this machine, and measures
 on the held-out prompts, with the teacher's own answers: KL(teacher ‖ student) and KL(student ‖ teacher) in nats a token
 over the whole vocabulary, the acceptance rate Σ min(p, q), and the share of the gap closed (base − student over base −
 teacher, in nats a token of the teacher's answers). Intervals are over prompts, paired, from the first seed.
+
+With `--then`, a student of soft targets after half of the epochs goes on in several ways: on its own answers for as
+many steps, and, beside each, on soft targets for the same CPU seconds.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 
 from distill.compare import stats
 from distill.core.jsonl import read_sessions
@@ -25,9 +30,10 @@ from distill.models import chat_template, loading
 from distill.models.likelihood import token_distances
 from distill.pipeline.parts import load_recipe
 from distill.train import loop
+from distill.train.objectives.on_policy import OnPolicy, OnPolicyOptions
 from distill.train.objectives.sft import NoOptions, Sft
 from distill.train.objectives.soft import Soft, SoftOptions
-from distill.train.options import TrainOptions, TrainSettings
+from distill.train.options import TrainOptions
 from distill.train.stage import settings_of
 
 OBJECTIVES: Mapping[str, Callable[[], Sft]] = {
@@ -35,26 +41,24 @@ OBJECTIVES: Mapping[str, Callable[[], Sft]] = {
     "soft, weight 0.5": lambda: Soft(SoftOptions(weight=0.5)),
     "soft, weight 1": lambda: Soft(SoftOptions(weight=1.0)),
 }
+THEN: Mapping[str, Callable[[], Sft]] = {
+    "on_policy": lambda: OnPolicy(OnPolicyOptions(temperature=0.7)),
+    "on_policy, half of the rows the teacher's": lambda: OnPolicy(OnPolicyOptions(temperature=0.7, teacher_share=0.5)),
+}
+SMALL_RATE = 0.3
+"""Of the first half's learning rate, in which the second goes on."""
 FIGURES = ("KL(T‖S)", "KL(S‖T)", "acceptance", "gap closed")
 Figures: TypeAlias = "np.ndarray[Any, Any]"
 
 
 def main(run: Path, seeds: Sequence[int]) -> None:
     """Print a line for each objective and seed, then how each differs from `sft` by prompt."""
-    recipe = load_recipe(run)
-    settings, test = settings_of(recipe), read_sessions(run / "test.jsonl")
-    tokenizer = loading.load_tokenizer(loading.materialise(settings.model))
-    rows = [chat_template.encode(one.messages, settings.template, tokenizer) for one in test]
-    teacher = _logs(loading.load_causal(loading.materialise(recipe.teachers[0].model)), rows)
+    bench = Bench(run)
     found: dict[str, list[Figures]] = {}
     for seed in seeds:
         for name, objective in OBJECTIVES.items():
-            options = {**settings.options.model_dump(exclude_unset=True), "eval_steps": 0}
-            chosen = replace(settings, options=TrainOptions.model_validate(options), seed=seed, objective=objective())
-            figures, seconds = _trained(run, chosen, rows, teacher)
+            figures, _ = bench.trained(name, objective(), seed)
             found.setdefault(name, []).append(figures)
-            values = "  ".join(f"{one} {value:.3f}" for one, value in zip(FIGURES, figures.mean(0), strict=True))
-            _tell(f"{name}, seed {seed}: {values}  CPU s {seconds:.0f}")
     for name, by_seed in found.items():
         for number, figure in enumerate(FIGURES):
             theirs = np.mean([one[:, number] for one in found["sft"]], 0)
@@ -64,28 +68,74 @@ def main(run: Path, seeds: Sequence[int]) -> None:
             _tell(f"{name} against sft, {figure}: {share[0]:+.1%} (95% CI {share[1]:+.1%} to {share[2]:+.1%})")
 
 
-def _trained(
-    run: Path, settings: TrainSettings, rows: Sequence[chat_template.Example], teacher: Sequence[torch.Tensor]
-) -> tuple[Figures, float]:
-    """Each row's `FIGURES` for a student of these settings (rows × figures), and the CPU seconds of its training."""
-    with tempfile.TemporaryDirectory() as place:
-        started = time.process_time()
-        loop.train(read_sessions(run / "kept.jsonl"), Path(place) / "student", settings)
-        seconds = time.process_time() - started
-        if not (found := _BASE):
-            found.append(_logs(loading.load_student(Path(place) / "student", adapter=False)[0], rows))
-        student = _logs(loading.load_student(Path(place) / "student", adapter=True)[0], rows)
-    labels = [torch.tensor([one for one in row.labels if one != chat_template.IGNORED]) for row in rows]
-    nll = [
-        [_nll(logs, label) for logs in three] for *three, label in zip(found[0], student, teacher, labels, strict=True)
-    ]
-    base, floor = np.mean([one[0] for one in nll]), np.mean([one[2] for one in nll])
-    gaps = [float((base - own) / (base - floor)) for _, own, _ in nll]
-    return np.array([[*_distances(*each), gap] for *each, gap in zip(teacher, student, gaps, strict=True)]), seconds
+def then(run: Path, seeds: Sequence[int]) -> None:
+    """Print a line for the half-trained student, and for each way to go on beside soft targets for as long."""
+    bench = Bench(run)
+    whole = bench.settings.options.epochs
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as place:
+            start = Path(place) / "student"
+            _, half = bench.trained("soft, half", Soft(SoftOptions()), seed, folder=start, epochs=whole / 2)
+            rate = bench.settings.options.learning_rate * SMALL_RATE
+            for name, objective in THEN.items():
+                options = {"learning_rate": rate, "epochs": whole / 2}
+                _, seconds = bench.trained(f"then {name}", continued(objective(), start), seed, **options)
+                options["epochs"] *= seconds / half
+                bench.trained("then soft, as long", continued(Soft(SoftOptions()), start), seed, **options)
 
 
-_BASE: list[list[torch.Tensor]] = []
-"""The log-probabilities of the untrained base, which is the same for every seed."""
+def continued(objective: Sft, student: Path) -> Sft:
+    """The objective, of a student that goes on with the weights of another's adapter."""
+
+    def start(trainer: Any) -> None:
+        type(objective).start(objective, trainer)
+        set_peft_model_state_dict(trainer.model, load_file(student / "adapter_model.safetensors"))
+
+    objective.start = start  # type: ignore[method-assign]
+    return objective
+
+
+class Bench:
+    """A finished run, its held-out rows, and the teacher's and the untrained base's probabilities there."""
+
+    def __init__(self, run: Path) -> None:
+        recipe = load_recipe(run)
+        self.run, self.settings = run, settings_of(recipe)
+        tokenizer = loading.load_tokenizer(loading.materialise(self.settings.model))
+        test = read_sessions(run / "test.jsonl")
+        self.rows = [chat_template.encode(one.messages, self.settings.template, tokenizer) for one in test]
+        self.teacher = _logs(loading.load_causal(loading.materialise(recipe.teachers[0].model)), self.rows)
+        self.base: list[torch.Tensor] = []
+
+    def trained(
+        self, name: str, objective: Sft, seed: int, *, folder: Path | None = None, **options: Any
+    ) -> tuple[Figures, float]:
+        """Each row's `FIGURES` for a student (rows × figures), and the CPU seconds of its training; prints their means.
+
+        The student is kept where a `folder` for it is given; `options` change those of the run.
+        """
+        values = {**self.settings.options.model_dump(exclude_unset=True), "eval_steps": 0, **options}
+        chosen = TrainOptions.model_validate(values)
+        with tempfile.TemporaryDirectory() as place:
+            student, started = folder or Path(place) / "student", time.process_time()
+            sessions = read_sessions(self.run / "kept.jsonl")
+            loop.train(
+                sessions, student, replace(self.settings, options=chosen, seed=seed, objective=objective), say=_tell
+            )
+            seconds = time.process_time() - started
+            self.base = self.base or _logs(loading.load_student(student, adapter=False)[0], self.rows)
+            figures = self._figures(_logs(loading.load_student(student, adapter=True)[0], self.rows))
+        means = "  ".join(f"{one} {value:.3f}" for one, value in zip(FIGURES, figures.mean(0), strict=True))
+        _tell(f"{name}, seed {seed}, {chosen.epochs:.2g} epochs: {means}  CPU s {seconds:.0f}")
+        return figures, seconds
+
+    def _figures(self, student: Sequence[torch.Tensor]) -> Figures:
+        labels = [torch.tensor([one for one in row.labels if one != chat_template.IGNORED]) for row in self.rows]
+        each = zip(self.base, student, self.teacher, labels, strict=True)
+        nll = np.array([[_nll(logs, label) for logs in three] for *three, label in each])
+        base, _, floor = nll.mean(0)
+        gaps = (base - nll[:, 1]) / (base - floor)
+        return np.array([[*_distances(*pair), gap] for *pair, gap in zip(self.teacher, student, gaps, strict=True)])
 
 
 def _tell(line: str) -> None:
@@ -115,4 +165,6 @@ def _distances(teacher: torch.Tensor, student: torch.Tensor) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]] or [7])
+    arguments = [one for one in sys.argv[1:] if one != "--then"]
+    chosen = then if "--then" in sys.argv else main
+    chosen(Path(arguments[0]), [int(seed) for seed in arguments[1:]] or [7])

@@ -20,6 +20,7 @@ NAMES = [path.stem for path in RECIPES]
 ALLOWED = re.compile(
     r"(teacher(\.\d+)?|user|judge|compare\.(student|base))\.(model|base_url|serve|api_key_env|headers_env|revision)"
     r"|student\.model|student\.prune\.layers"
+    r"|teacher\.sampling\.(logprobs|top_logprobs)|teacher\.1\.(name|terms|kinds\.0)"
     r"|sources\.\d+\.(hub|from|path|split|revision|take)"
     r"|curate\.\d+\.(count|most|min_chars)"
     r"|compare\.metrics(\.\d+(\.(metric|prompts))?)?"
@@ -29,10 +30,10 @@ ALLOWED = re.compile(
 
 
 def test_all_of_the_literature_is_there():
-    assert len(RECIPES) == 23
+    assert len(RECIPES) == 25
     assert {"self-instruct", "alpaca-7b", "vicuna-7b", "koala-13b", "gpt4all", "baize", "guanaco", "lima"} <= set(NAMES)
     assert {"wizardlm", "orca", "airoboros", "platypus", "goat", "instructgpt-sft", "llama2-chat-sft"} <= set(NAMES)
-    assert {"zephyr-sft", "zephyr-dpo", "tulu3-dpo"} <= set(NAMES)
+    assert {"zephyr-sft", "zephyr-dpo", "tulu3-dpo", "distil-soft", "on-policy"} <= set(NAMES)
     assert {"opt-sft", "open-mix", "domain", "quickstart", "modern"} <= set(NAMES)
 
 

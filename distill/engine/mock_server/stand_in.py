@@ -39,6 +39,22 @@ def answer(body: Mapping[str, Any]) -> str:
     return _continued(prompt, chance) if "prompt" in body else _sentences(prompt, chance)
 
 
+def reply(body: Mapping[str, Any]) -> str | dict[str, Any]:
+    """The answer, or the response's body where log-probabilities are asked for: each character is a token."""
+    text = answer(body)
+    if not body.get("logprobs"):
+        return text
+    content = [{**_scored(one, -0.1), "top_logprobs": [_scored(one, -0.1), _scored("_", -2.5)]} for one in text]
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": {"content": content}}
+    usage = {"prompt_tokens": len(question(body).split()), "completion_tokens": len(text)}
+    return {"id": "x", "model": body["model"], "choices": [choice], "usage": usage}
+
+
+def _scored(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+
 def task(chance: random.Random) -> str:
     """Something to ask, about everyday things."""
     one, other = chance.sample(THINGS, 2)

@@ -17,6 +17,7 @@ OBJECTIVES = {
     "preference": "distill.train.objectives.preference:Preference",
     "sft": "distill.train.objectives.sft:Sft",
     "soft": "distill.train.objectives.soft:Soft",
+    "on_policy": "distill.train.objectives.on_policy:OnPolicy",
 }
 
 

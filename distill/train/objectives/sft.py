@@ -74,7 +74,7 @@ class Sft:
         return {}
 
     def lengths(self) -> Sequence[int]:
-        """Tokens of each row, by which steps and passes are planned."""
+        """Tokens of each row, by which steps and passes are planned; 0 for a row that is left out."""
         return [len(example.input_ids) for example in self.rows]
 
     def start(self, trainer: GuardedTrainer) -> None:
