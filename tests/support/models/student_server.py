@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,8 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+
+from tests.support.models.loaded_process import LoadedProcess
 
 KEY = "sk-a+key/of=ours, 0123456789"
 
@@ -62,10 +62,10 @@ class Server:
 
 @contextmanager
 def serving(model: Path, log: Path, *options: str, key: str | None = None) -> Iterator[Server]:
-    command = [sys.executable, "-m", "distill", "serve", str(model), "--port", "0", *options]
+    command = ["serve", str(model), "--port", "0", *options]
     environment = os.environ | ({"SERVER_KEY": key} if key is not None else {})
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = LoadedProcess(command, stdout=output.fileno(), stderr=output.fileno(), env=environment)
     try:
         while "listening" not in (said := log.read_text()):
             assert process.poll() is None, said
