@@ -207,7 +207,7 @@ def test_every_path_but_health_asks_for_the_key(guarded: Server, method: str, pa
 
 
 def test_the_key_is_in_no_command_line(guarded: Server):
-    assert KEY not in " ".join(psutil.Process(guarded.pid).cmdline())
+    assert KEY not in " ".join(psutil.Process(guarded.process.pid).cmdline())
     assert guarded.post(("Authorization", f"bearer {KEY}"))[0] == 200
 
 

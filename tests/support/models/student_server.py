@@ -32,7 +32,7 @@ class Server:
     """A running `distill serve`, and what it said before it listened."""
 
     port: int
-    pid: int
+    process: LoadedProcess
     said: list[str]
 
     def raw(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes = b"") -> tuple[int, Any, Any]:
@@ -72,7 +72,7 @@ def serving(model: Path, log: Path, *options: str, key: str | None = None) -> It
             time.sleep(0.05)
         lines = said.splitlines()
         port = int(lines[-1].rpartition(":")[2].removesuffix("/v1"))
-        yield Server(port, process.pid, lines)
+        yield Server(port, process, lines)
     finally:
         process.terminate()
         process.wait(20)
