@@ -34,7 +34,7 @@ demo: $(STAMP)  ## recipes/quickstart.yaml on real models: prints the report's p
 	@$(BIN)/distill run recipes/quickstart.yaml
 
 test: $(STAMP) lint  ## the whole test suite
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 quick: $(STAMP) lint  ## three quarters of the tests, under 90 seconds: neither slow ones nor the embedded model
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not model and not slow"

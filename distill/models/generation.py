@@ -237,8 +237,10 @@ class Batch:
 def draw_rows(rows: Sequence[GenerationRow], logits: torch.Tensor) -> list[int]:
     """Draw a token for every row from its logits (B × V), and add it where the row is not finished."""
     logits = penalised(only_named(logits, rows[0].tokenizer), rows)
-    is_finite = torch.isfinite(logits).all(-1).tolist()
-    tokens = draw(logits.nan_to_num(), [row.sampling for row in rows], [row.random.random() for row in rows])
+    ends = torch.stack(torch.aminmax(logits, dim=-1))  # in one pass: a NaN is both, an infinity one of them
+    is_finite = torch.isfinite(ends).all(0).tolist()
+    logits = logits if all(is_finite) else logits.nan_to_num()
+    tokens = draw(logits, [row.sampling for row in rows], [row.random.random() for row in rows])
     for row, token, fine in zip(rows, tokens, is_finite, strict=True):
         if not fine and not row.done:
             row.error = not_finite()
@@ -307,8 +309,8 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling], uniforms: Sequence
     The nucleus is the smallest set of most probable tokens whose probability, after temperature, reaches top_p
     (Holtzman et al., 2020).
     """
-    tokens: list[int] = logits.argmax(-1).tolist()
     warm = [index for index, sampling in enumerate(samplings) if sampling.temperature != 0]
+    tokens: list[int] = [0] * len(samplings) if len(warm) == len(samplings) else logits.argmax(-1).tolist()
     nucleus = [index for index in warm if (samplings[index].top_p or 1.0) < 1]
     for rows in (nucleus, [index for index in warm if index not in nucleus]):
         if rows:

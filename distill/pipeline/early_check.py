@@ -29,6 +29,8 @@ _SENTENCE = "A river begins as a spring in the hills, and other streams join it 
 def try_before_paying(context: Context, run: Run, names: Sequence[str]) -> None:
     """Say what the student can be, and try its model if `train` is among the stages, before a teacher is asked.
 
+    The embedded model is not tried before teachers that are served here: training tries it, and nothing was paid.
+
     Raises what training would raise for this model, template and options; `ModelError` where the Hub does not give the
     model's configuration.
     """
@@ -41,8 +43,13 @@ def try_before_paying(context: Context, run: Run, names: Sequence[str]) -> None:
         return
     for line in training_lines(recipe):
         console.say(line)
-    if "train" in names:
+    if "train" in names and not _costs_nothing_to_fail(recipe):
         console.say(try_model(seed_sessions(recipe), settings_of(recipe)))
+
+
+def _costs_nothing_to_fail(recipe: Recipe) -> bool:
+    """Whether the embedded model, which our tests train, learns from teachers that are served here for nothing."""
+    return recipe.student is not None and recipe.student.model in EMBEDDED and all(one.serve for one in recipe.teachers)
 
 
 def _is_known(model: str, offline: bool) -> bool:

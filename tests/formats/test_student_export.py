@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -18,11 +20,13 @@ import pytest
 from distill.core.extras import install
 from distill.errors import MissingPackage, ModelError, RecipeError, RunFolderError
 from distill.formats.export import MODELS, export
-from tests.support.cli import distill
+from tests.support.cli import here
 from tests.support.exported import QUESTION, greedy
 from tests.support.exporting import HELD_OUT, receipt_of, write_trained_run
+from tests.support.models.loaded_process import LoadedProcess
 
 torch = pytest.importorskip("torch")
+constants = pytest.importorskip("huggingface_hub.constants")
 
 
 pytestmark = pytest.mark.model
@@ -194,7 +198,7 @@ def test_divergence_is_that_of_torch():
 def test_an_export_over_its_limit_ends_in_exit_1_and_never_lies_where_it_was_wanted(run_folder, tmp_path):
     out = tmp_path / "coarse"
     command = ("export", str(run_folder), "--to", "merged", "--dtype", "bfloat16", "--out", str(out), "--max-kl", "0")
-    finished = distill(*command, cwd=tmp_path)
+    finished = here(tmp_path, *command)
     assert finished.returncode == 1
     assert re.search(
         r"error: KL to the trained student \S+ nats per token \(limit 0\).*coarse\.failed", finished.stderr
@@ -208,11 +212,12 @@ def test_an_export_over_its_limit_ends_in_exit_1_and_never_lies_where_it_was_wan
 
 def test_a_killed_export_leaves_nothing_that_looks_finished_and_the_next_one_clears_it_away(run_folder, tmp_path):
     out = tmp_path / "merged"
-    command = [sys.executable, "-m", "distill", "export", str(run_folder), "--to", "merged", "--out", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    command = ["export", str(run_folder), "--to", "merged", "--out", str(out)]
+    with TemporaryFile() as said:
+        process = LoadedProcess(command, stdout=said.fileno(), stderr=said.fileno())
         _wait_for(lambda: list(tmp_path.glob(".merged.*.partial")))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        assert process.wait(20) == -signal.SIGKILL
     assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
     export(run_folder, to="merged", out=out)
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
@@ -226,19 +231,22 @@ def _wait_for(there: Any, seconds: float = 120.0) -> None:
         time.sleep(0.01)
 
 
-FULL = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (12_000_000, 12_000_000))
-from distill.cli.main import main
-main(sys.argv[1:])
-"""
+@pytest.fixture
+def small_disk():
+    """No file may be larger than 12 MB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, ignored)
 
 
 @pytest.mark.parametrize("form", ["merged", "gguf"])
+@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_is_one_line_and_leaves_nothing(run_folder, tmp_path, form):
-    command = [sys.executable, "-c", FULL, "export", str(run_folder), "--to", form, "--dtype", "float32"]
-    finished = subprocess.run([*command, "--out", str(tmp_path / "x")], capture_output=True, text=True, check=False)
+    command = ["export", str(run_folder), "--to", form, "--dtype", "float32", "--out", str(tmp_path / "x")]
+    finished = here(tmp_path, *command)
     assert finished.returncode == 1
     errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, finished.stderr
@@ -250,27 +258,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run_folder, tmp_path, form):
 # Other students
 
 
-HUB = """
-import sys
-from pathlib import Path
-from distill.formats.export import export
-from tests.support.exporting import write_trained_run
-run = write_trained_run(Path(sys.argv[1]) / "run", "owner/tiny", epochs=2)
-export(run, to="adapter", out=Path(sys.argv[1]) / "adapter")
-"""
-
-
-def test_a_base_that_is_on_the_hub_is_named_and_not_copied(base, tmp_path):
+def test_a_base_that_is_on_the_hub_is_named_and_not_copied(base, tmp_path, monkeypatch):
     snapshot = tmp_path / "hub/models--owner--tiny/snapshots/0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(base, snapshot)
     (tmp_path / "hub/models--owner--tiny/refs").mkdir()
     (tmp_path / "hub/models--owner--tiny/refs/main").write_text(snapshot.name)
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-    finished = subprocess.run(
-        [sys.executable, "-c", HUB, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert constants.HF_HUB_OFFLINE
+    run = write_trained_run(tmp_path / "run", "owner/tiny", epochs=2)
+    export(run, to="adapter", out=tmp_path / "adapter")
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "owner/tiny"
     assert not (tmp_path / "adapter" / "base").exists()

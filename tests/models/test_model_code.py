@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.models.loaded_process import LoadedProcess
 from tests.support.models.model_folders import change
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21
@@ -69,21 +70,16 @@ def tamper(folder: Path) -> Path:
 def served(folder: Path, cache: Path) -> str:
     """What `yes | distill serve FOLDER` says, to its end or until it listens."""
     environment = {**os.environ, "HF_MODULES_CACHE": str(cache)}
-    command = [str(Path(sys.executable).with_name("distill")), "serve", str(folder), "--port", "0"]
-    with (
-        subprocess.Popen(["yes"], stdout=subprocess.PIPE) as yes,
-        subprocess.Popen(
-            command, stdin=yes.stdout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        ) as server,
-    ):
-        lines = ""
-        for line in server.stdout:
-            lines += line
-            if "listening" in line:
-                break
+    said = folder.parent / "said"
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as yes, said.open("wb") as log:
+        streams = {"stdin": yes.stdout.fileno(), "stdout": log.fileno(), "stderr": log.fileno()}
+        server = LoadedProcess(["serve", str(folder), "--port", "0"], **streams, env=environment)
+        while server.poll() is None and "listening" not in said.read_text():
+            time.sleep(0.05)
         server.terminate()
+        server.wait(20)
         yes.kill()
-    return lines
+    return said.read_text()
 
 
 @pytest.mark.model

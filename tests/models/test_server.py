@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,6 +19,7 @@ from distill.engine.providers import ProviderError
 from distill.errors import ServerError
 from distill.models.child_server import LocalServer
 from distill.types import Request, Sampling
+from tests.support.models.student_server import serving
 from tests.support.tiny import save_tiny_model
 
 pytestmark = pytest.mark.model
@@ -354,17 +354,15 @@ def test_what_is_unfinished_is_given_up_at_a_stop(tiny: tuple[Any, Any]):
     assert future.cancelled() or future.done()
 
 
-def test_sigterm_ends_the_server_in_good_order_while_it_answers():
-    command = [sys.executable, "-m", "distill", "serve", "smollm2", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        port = int(server.stderr.readline().removeprefix("listening http://127.0.0.1:").removesuffix("/v1\n"))
-        with closing(HTTPConnection("127.0.0.1", port)) as connection:
+def test_sigterm_ends_the_server_in_good_order_while_it_answers(tmp_path: Path):
+    with serving(Path("smollm2"), tmp_path / "log") as server:
+        with closing(HTTPConnection("127.0.0.1", server.port)) as connection:
             body = json.dumps({"prompt": "la la la", "max_tokens": 5000})
             connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
             time.sleep(0.5)
-            server.terminate()
-            assert (server.wait(20), server.stderr.read()) == (0, "")
+            server.process.terminate()
+            assert server.process.wait(20) == 0
+        assert (tmp_path / "log").read_text().splitlines() == server.said
 
 
 def test_a_taken_port_is_one_clear_line():

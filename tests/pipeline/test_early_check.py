@@ -50,3 +50,14 @@ def test_a_teacher_is_asked_only_once_the_students_model_has_passed(model, metho
             told = capfd.readouterr().err.splitlines()
             assert len([line for line in told if line.startswith("self-check on rows made of seeds: ")]) == count
         assert (server.count > 0) == (method == "lora")
+
+
+PAID = {"teacher.serve": None, "teacher.base_url": "https://api.example.com/v1"}
+
+
+@pytest.mark.parametrize(("changes", "costs"), [({}, False), (PAID, True), ({"student.model": "owner/name"}, True)])
+def test_the_embedded_model_is_not_tried_twice_where_its_teacher_is_served_here(changes, costs):
+    from distill.api import load_recipe
+    from distill.pipeline.early_check import _costs_nothing_to_fail
+
+    assert _costs_nothing_to_fail(load_recipe("quickstart", overrides=changes)) is not costs

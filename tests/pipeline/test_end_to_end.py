@@ -58,8 +58,7 @@ compare: {metrics: [likelihood, overlap, style]}
 
 def start(recipe: Path, run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "distill", "run", str(recipe), "--run-dir", str(run_dir), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from distill.errors import RecipeError, StageIncomplete
 from distill.pipeline import training_plan
 from distill.train.memory import SMOLLM2, estimate, usual_pass
 from distill.train.options import TrainOptions
+from tests.support.cli import here
 from tests.support.training import SESSIONS
 
 pytestmark = pytest.mark.model
@@ -37,14 +38,7 @@ def folder(tmp_path: Path) -> Path:
 def test_masks_are_shown_and_nothing_is_written(folder):
     (folder / "run").mkdir()
     write_rows(folder / "run/kept.jsonl", SESSIONS[:3])
-    finished = subprocess.run(
-        [sys.executable, "-m", "distill", "train", "recipe.yaml", "--run-dir", "run", "--show-masks", "2"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    finished = here(folder, "train", "recipe.yaml", "--run-dir", "run", "--show-masks", "2")
     assert finished.returncode == 0
     assert finished.stdout == (
         "session s0: 8 of 21 tokens are trained (in ⟦ ⟧)\n"

@@ -108,6 +108,7 @@ def test_a_killed_run_leaves_no_student_and_a_checkpoint_without_a_mark(killed):
         True,
     )
     assert [row["step"] for row in read_jsonl(killed / "train_log.jsonl")] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert [*killed.glob("checkpoints/*/tokenizer*"), *killed.glob("checkpoints/*/README.md")] == []
 
 
 def test_a_run_killed_between_checkpoints_ends_with_the_very_weights_of_an_uninterrupted_one(whole, killed, tiny):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 import yaml
@@ -16,11 +14,11 @@ import yaml
 from distill.cli.main import _code
 from distill.core.jsonl import write_rows
 from tests.support import training
+from tests.support.models.loaded_process import LoadedProcess
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.model
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN = {"epochs": 4, "learning_rate": 5e-3, "lora": {"r": 8}, "batch_rows": 4, "save_steps": 2, "eval_rows": 0}
 STEPS = 24
 
@@ -54,13 +52,13 @@ def logged(run: Path) -> list[dict]:
 
 def kill_after_a_checkpoint(run: Path, *arguments: str) -> None:
     """Begin to train, and kill the command once a checkpoint is whole."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, "-m", "distill", "train", str(run), *arguments]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as training:
+    with TemporaryFile() as said:
+        training = LoadedProcess(["train", str(run), *arguments], stdout=said.fileno(), stderr=said.fileno())
         while not list(run.glob("student.next/checkpoints/*/distill.json")):
-            assert training.poll() is None, training.stderr.read()
+            assert training.poll() is None, said.seek(0) or said.read().decode()
             time.sleep(0.05)
-        training.send_signal(signal.SIGKILL)
+        training.kill()
+        assert training.wait(20) == -signal.SIGKILL
 
 
 def test_checkpoints_of_other_options_are_refused_and_left_behind_when_asked_to_start_over(curated, capsys):

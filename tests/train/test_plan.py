@@ -53,7 +53,8 @@ def test_a_plan_counts_rows_tokens_and_steps(planned, tiny):
     from distill.models.loading import load_tokenizer
 
     lines, _ = planned
-    examples = [chat_template.encode(session.messages, "chatml", load_tokenizer(Path(tiny))) for session in SESSIONS]
+    tokenizer = load_tokenizer(Path(tiny))
+    examples = [chat_template.encode(session.messages, "chatml", tokenizer) for session in SESSIONS]
     tokens, trained = sum(len(one.input_ids) for one in examples), sum(one.trained for one in examples)
     longest = max(len(one.input_ids) for one in examples)
     assert lines[0] == "rows: 24 of 25 sessions; left out: 1 too long"

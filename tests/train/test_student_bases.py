@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +11,7 @@ from distill.errors import DistillError, ModelError
 from tests.support.training import SESSIONS, options, run
 
 torch = pytest.importorskip("torch")
+constants = pytest.importorskip("huggingface_hub.constants")
 pytestmark = pytest.mark.model
 
 SHORT = options(epochs=1, batch_tokens=80, packing="none")
@@ -41,33 +38,17 @@ def test_a_gguf_file_is_a_base(tmp_path, monkeypatch):
     assert answers(tmp_path / "student").isfinite().all()
 
 
-HUB = """
-import sys
-from pathlib import Path
-from tests.train.test_student_bases import SHORT, answers
-from tests.support.training import SESSIONS, run
-result, said = run(Path(sys.argv[1]), "owner/tiny", sessions=SESSIONS[:6], options=SHORT)
-assert (result.rows, said) == (6, []), said
-assert answers(Path(sys.argv[1])).isfinite().all()
-"""
-
-
-def test_a_model_in_the_hubs_cache_is_a_base_without_the_hub(tiny, tmp_path):
+def test_a_model_in_the_hubs_cache_is_a_base_without_the_hub(tiny, tmp_path, monkeypatch):
     snapshot = tmp_path / "hub/models--owner--tiny/snapshots/0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(tiny, snapshot)
     reference = tmp_path / "hub/models--owner--tiny/refs/main"
     reference.parent.mkdir()
     reference.write_text(snapshot.name)
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
-    finished = subprocess.run(
-        [sys.executable, "-c", HUB, str(tmp_path / "student")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert constants.HF_HUB_OFFLINE
+    result, said = run(tmp_path / "student", "owner/tiny", sessions=SESSIONS[:6], options=SHORT)
+    assert (result.rows, said) == (6, [])
+    assert answers(tmp_path / "student").isfinite().all()
     assert json.loads((tmp_path / "student/base.json").read_text())["model"] == "owner/tiny"
 
 

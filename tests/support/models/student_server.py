@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,8 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+
+from tests.support.models.loaded_process import LoadedProcess
 
 KEY = "sk-a+key/of=ours, 0123456789"
 
@@ -32,7 +32,7 @@ class Server:
     """A running `distill serve`, and what it said before it listened."""
 
     port: int
-    pid: int
+    process: LoadedProcess
     said: list[str]
 
     def raw(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes = b"") -> tuple[int, Any, Any]:
@@ -62,17 +62,17 @@ class Server:
 
 @contextmanager
 def serving(model: Path, log: Path, *options: str, key: str | None = None) -> Iterator[Server]:
-    command = [sys.executable, "-m", "distill", "serve", str(model), "--port", "0", *options]
+    command = ["serve", str(model), "--port", "0", *options]
     environment = os.environ | ({"SERVER_KEY": key} if key is not None else {})
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = LoadedProcess(command, stdout=output.fileno(), stderr=output.fileno(), env=environment)
     try:
         while "listening" not in (said := log.read_text()):
             assert process.poll() is None, said
             time.sleep(0.05)
         lines = said.splitlines()
         port = int(lines[-1].rpartition(":")[2].removesuffix("/v1"))
-        yield Server(port, process.pid, lines)
+        yield Server(port, process, lines)
     finally:
         process.terminate()
         process.wait(20)
