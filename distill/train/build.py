@@ -116,8 +116,7 @@ def _require_suited(trainer: GuardedTrainer, objective: Sft) -> None:
 def _configure(trainer: GuardedTrainer, model: Any, options: TrainOptions, balance: float) -> None:
     """`balance` is the weight of the router's loss in the model's configuration, which TRL has been told to leave."""
     trainer.remove_callback(PrinterCallback)
-    trainer.processing_class = None  # a resumed run reads neither a tokenizer nor PEFT's card from a checkpoint
-    trainer.model.create_or_update_model_card = lambda folder: None
+    trainer.model.create_or_update_model_card = lambda folder: None  # PEFT's, of each checkpoint
     train_in_float32(trainer.model)
     trainer.may_recompute = options.checkpointing == "auto"
     trainer.may_patch = options.kernels == "auto"

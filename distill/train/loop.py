@@ -324,8 +324,12 @@ def _guard(job: TrainingJob, trainer: GuardedTrainer, checkpoints: Checkpoints, 
 
     @contextmanager
     def saving(step: int) -> Iterator[None]:
-        with log.paused(trainer.state, "saving"), checkpoints.saving(step):
-            yield
+        tokenizer, trainer.processing_class = trainer.processing_class, None  # no resumed run reads it
+        try:
+            with log.paused(trainer.state, "saving"), checkpoints.saving(step):
+                yield
+        finally:
+            trainer.processing_class = tokenizer
 
     trainer.saving = saving
 
