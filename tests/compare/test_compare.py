@@ -270,7 +270,7 @@ def test_without_a_teacher_to_ask_there_is_no_ceiling(folder):
     bench = Bench(folder)
     bench.compare(teachers={})
     assert set(bench.scores["metrics"]["rouge_l"]["by"]) == {"base", "student"}
-    assert bench.scores["models"]["teacher"]["model"] == "teacher"
+    assert bench.scores["models"]["teacher"]["model"] == "data"
 
 
 @pytest.mark.model
