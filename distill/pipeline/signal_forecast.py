@@ -90,7 +90,7 @@ def _scoring(recipe: Recipe, tokens: int) -> Iterator[str]:
         slow, fast = TOKENS_PER_SECOND
         is_known = teacher.model in EMBEDDED and tokens
         minutes = (
-            f", at most about {tokens / fast / 60:.1f} to {tokens / slow / 60:.1f} min on two CPU cores"
+            f", in at most about {tokens / fast / 60:.1f} to {tokens / slow / 60:.1f} min on two CPU cores"
             if is_known
             else ""
         )
