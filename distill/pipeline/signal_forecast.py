@@ -13,8 +13,8 @@ REPLY_BYTES = 80
 """Bytes of one alternative in a response body, about 1.6 KB a token with 20 of them, before SQLite."""
 ENTRY_BYTES, TOKEN_BYTES = 6, 8
 """Bytes of an entry in soft_targets.arrow, and of what else is kept of a token."""
-TOKENS_PER_SECOND = (250.0, 500.0)
-"""Speed at which the embedded teacher scores rows on two CPU cores, busy and idle."""
+TOKENS_PER_SECOND = (100.0, 300.0)
+"""Approximate speed of the embedded teacher at scoring rows on two CPU cores, busy and idle; one busy core does 76."""
 
 
 def scoring_teachers(recipe: Recipe) -> list[Teacher]:
@@ -32,7 +32,7 @@ def lines(recipe: Recipe, *, rows: int, answer_tokens: int | None, prompt_tokens
     return [
         *_tokenizers(recipe),
         *_bytes(recipe, options, rows * (answer_tokens or 0)),
-        *_scoring(recipe, rows * (prompt_tokens + (answer_tokens or 0))),
+        *_scoring(recipe, rows * (prompt_tokens + answer_tokens) if answer_tokens else 0),
         *_too_few(recipe, options),
     ]
 
@@ -90,7 +90,7 @@ def _scoring(recipe: Recipe, tokens: int) -> Iterator[str]:
         slow, fast = TOKENS_PER_SECOND
         is_known = teacher.model in EMBEDDED and tokens
         minutes = (
-            f", at most about {tokens / fast / 60:.1f} to {tokens / slow / 60:.1f} min on two CPU cores"
+            f", in at most about {tokens / fast / 60:.1f} to {tokens / slow / 60:.1f} min on two CPU cores"
             if is_known
             else ""
         )
