@@ -75,7 +75,7 @@ def _rollouts_line(recipe: Recipe) -> list[str]:
     _require_one_tokenizer(teacher, recipe.student)
     return [
         f"train: on_policy holds {teacher.display_name} beside the student, which answers every prompt once per epoch, "
-        f"with at most {longest}; on the demo's models a step takes about four times that of sft"
+        f"with at most {longest}; on the demo's models a step takes three to six times that of sft"
     ]
 
 

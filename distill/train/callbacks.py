@@ -3,7 +3,7 @@
 `train_log.jsonl` has one row per step: `step`, `steps`, `epoch`, `loss` in nats per trained token, `learning_rate`,
 `grad_norm` before clipping, `tokens` and `seconds` so far (of training, without evaluations and checkpoints). Rows with
 an `event` are not steps: `eval` (see `evaluation`), and `skipped` with `step`, `reason`, `line` and the `ids` of
-sessions quarantined from then on.
+sessions quarantined from then on; objectives have more (`objectives/rollout_watch`).
 `example_losses.jsonl` has one row per example and step: `step`, `id` of the session, its `loss` before that step in
 nats per trained token, and `tokens`, the number of its trained tokens. Steps are counted from 1.
 """

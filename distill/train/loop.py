@@ -73,7 +73,8 @@ class TrainResult:
     """Tokens seen, padding excluded, per second of training steps."""
     objective: dict[str, Any]
     """Facts of the objective; of soft targets `targets`, the share of the trained tokens that have one, and
-    `tokenizers`, by teacher the difference from the student's, or `same`."""
+    `tokenizers`, by teacher the difference from the student's, or `same`; of on_policy which student is `kept`, and
+    the held-out divergence before and after."""
     checks: dict[str, Any]
     """The self-check before the first step; also in checks.json."""
 
