@@ -86,7 +86,8 @@ def test_the_adapter_runs_with_plain_peft_and_a_moved_folder_still_names_its_bas
     )
     assert run_card(moved, tokens=8, then=inside) == f"{greedy(run_folder, 8)}\nLlamaForCausalLM"
     assert json.loads((moved / "adapter_config.json").read_text())["base_model_name_or_path"] == "./base"
-    assert '`AutoPeftModelForCausalLM.from_pretrained(".")` works inside this folder' in (moved / "README.md").read_text()
+    card = (moved / "README.md").read_text()
+    assert '`AutoPeftModelForCausalLM.from_pretrained(".")` works inside this folder' in card
 
 
 def test_the_merged_student_has_no_trace_of_quantisation_of_pickles_or_of_this_machine(exported, run_folder):
