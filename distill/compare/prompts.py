@@ -15,6 +15,7 @@ from distill.engine.journal.store import Journal
 from distill.errors import RecipeError, RunFolderError
 from distill.formats.containers import kind_of, rows, text_lines
 from distill.formats.json_rows import ForeignRow, RejectedRow
+from distill.text.references import carried, checks_in
 from distill.text.tokens import normalise
 from distill.types import MODELS, Completion, Message, Model, Session
 
@@ -56,6 +57,8 @@ def of_session(session: Session, journal: Journal) -> Prompt:
         teacher=session.meta.get("teacher"),
         again=0 if session.meta.get("replica") == 1 else 1,
         category=_category(session.meta),
+        solution=carried(session.meta),
+        checks=_instructions(session.meta, f"test.jsonl: session {session.id}"),
     )
 
 
@@ -72,7 +75,7 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
 
     A row has `turns` (as in MT-Bench and Vicuna's questions), `messages` (this project's and OpenAI's; answers are left
     out), or an `instruction`, `prompt` or `question`, with an optional `input`; and optionally an id, a `category` and
-    a `reference` solution. `system` is added to prompts without a system message. Raises `RecipeError` for a file
+    a `reference` and `checks`. `system` is added to prompts without a system message. Raises `RecipeError` for a file
     without prompts, a row that is no prompt, or a repeated id.
     """
     where = f"compare.prompts: {path}"
@@ -123,31 +126,27 @@ def _prompt(row: ForeignRow, path: Path | str) -> Prompt:
             f"{', '.join(f'`{name}`' for name in QUESTIONS)}"
         )
     meta = row.value.get("meta")
-    solution = row.value.get("reference")
+    entries = {**(meta if isinstance(meta, dict) else {}), **row.value}
     return Prompt(
         _id(row.value) or f"prompt-{row.line}",
         messages,
-        category=_category({**(meta if isinstance(meta, dict) else {}), **row.value}),
+        category=_category(entries),
         later=later,
-        solution=_solution(solution),
-        checks=_checks(row, path),
+        solution={name: entries[name] for name in ("reference", "checks", "turns") if name in entries},
+        checks=_instructions(entries, f"compare.prompts: {path}, line {row.line}"),
     )
 
 
-def _checks(row: ForeignRow, path: Path | str) -> tuple[Mapping[str, Any], ...]:
+def _instructions(entries: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
     """The row's checkable instructions; a `checks` that is no list belongs to another format and is ignored."""
-    checks = row.value.get("checks")
+    checks = entries.get("checks")
     if not isinstance(checks, list):
         return ()
+    of_answers = list(checks_in(entries))
+    checks = [one for one in checks if one not in of_answers]
     if (wrong := next(filter(None, map(problem, checks)), None)) is not None:
-        raise RecipeError(f"compare.prompts: {path}, line {row.line}: checks: {wrong}")
+        raise RecipeError(f"{where}: checks: {wrong}")
     return tuple(checks)
-
-
-def _solution(value: Any) -> str | None:
-    parts = value if isinstance(value, list) else [value]
-    texts = [part for part in parts if isinstance(part, str) and part.strip()]
-    return "\n\n".join(texts) or None
 
 
 def _question_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:

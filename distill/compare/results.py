@@ -41,8 +41,8 @@ class Prompt:
     category: str = EVERY
     later: tuple[str, ...] = ()
     """The user's further turns, where the question has several."""
-    solution: str | None = None
-    """A correct answer by the prompt's author, which the judge sees."""
+    solution: Mapping[str, Any] = field(default_factory=dict)
+    """What the row has of `reference`, a right answer by the prompt's author, which the judge sees, and `checks`."""
     checks: tuple[Mapping[str, Any], ...] = ()
     """Instructions in it that a program can check."""
     asked_by: str | None = None
@@ -91,6 +91,8 @@ class ComparisonResults:
     prompts: Sequence[Prompt]
     answers: Mapping[Model, Mapping[int, ModelAnswer]]
     scores: Mapping[Model, Mapping[int, Scores]] = field(default_factory=dict)
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of scores.json by metrics, beside the measures."""
 
     @property
     def shared(self) -> list[int]:
@@ -108,10 +110,12 @@ def score_answers(
     replies: Iterable[ModelReplies],
     metrics: Sequence[Metric],
     folder: Path,
+    seed: int = 0,
 ) -> ComparisonResults:
     """All answers, with scores from likelihoods and from text metrics."""
     answers: dict[Model, Mapping[int, ModelAnswer]] = {}
     scores: dict[Model, dict[int, dict[str, float]]] = {}
+    tables: dict[str, Any] = {}
     for reply in replies:
         if reply.answers is not None:
             answers[reply.model] = reply.answers
@@ -125,7 +129,9 @@ def score_answers(
                 prepare(folder, own)
             for sample in own:
                 _add(scores, sample.model, sample.prompt, metric.score(sample))
-    return ComparisonResults(prompts, answers, scores)
+            if (more := getattr(metric, "tables", None)) is not None:
+                tables |= more(own, seed)
+    return ComparisonResults(prompts, answers, scores, tables)
 
 
 def _add(scores: dict[Model, dict[int, dict[str, float]]], model: Model, index: int, values: Scores) -> None:
@@ -139,7 +145,9 @@ def _sample(
 ) -> Sample:
     prompt, answer = prompts[index], answers[model][index]
     reference = answers.get("teacher", {}).get(index)
-    return Sample(prompt.with_turns(answer), model, answer, reference, prompt.category, index, prompt.checks)
+    return Sample(
+        prompt.with_turns(answer), model, answer, reference, prompt.category, index, prompt.checks, prompt.solution
+    )
 
 
 EXTRAS = ("surprise", "leak", "judge", "outcome", "coverage")
@@ -149,12 +157,12 @@ EXTRAS = ("surprise", "leak", "judge", "outcome", "coverage")
 def row(results: ComparisonResults, index: int, extras: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
     """A prompt's line of answers.jsonl; `extras` has the values of `EXTRAS` by prompt."""
     prompt = results.prompts[index]
-    optional = {"turns": prompt.later, "reference": prompt.solution}
+    optional = {"turns": prompt.later, "reference": prompt.solution.get("reference")}
     return {
         "id": prompt.id,
         "messages": prompt.messages,
         "category": prompt.category,
-        **{name: value for name, value in optional.items() if value},
+        **{name: value for name, value in optional.items() if value not in (None, (), [])},
         "answers": {
             model: _answer(results.answers[model][index]) for model in MODELS if index in results.answers.get(model, {})
         },

@@ -112,11 +112,13 @@ def compare(
     answers.
     """
     common_prompts = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
+    solutions = [prompt.solution for prompt in common_prompts]
+    notes = [note for metric in metrics if hasattr(metric, "look") for note in metric.look(solutions)]
     questions = [*common_prompts, *of_metrics(metrics)]
     if questions and sides.models_here and any(metric.scope == "pair" for metric in metrics):
         sides = replace(sides, no_pairs=pair_obstacle(sides.teacher_weights, current(folder)))
     replies = _ask(questions, current(folder), engine, metrics, sampling, seed, sides)
-    results = score_answers(questions, replies, metrics, folder)
+    results = score_answers(questions, replies, metrics, folder, seed)
     bench = sides.judge if common_prompts else None
     verdicts = judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling) if bench else None
     measures, extras = _measures(folder, results, replies, verdicts, metrics, sides, seed, usd(), own=prompts is None)
@@ -126,6 +128,8 @@ def compare(
         "held_out": prompts is None,
         "method": _method(sampling, seed, has_generated=not set(results.answers) <= set(sides.recorded)),
         **measures,
+        "notes": [*notes, *measures["notes"]],
+        **results.tables,
         **({"lm_eval": benchmarks(folder, tasks, seed=seed)} if tasks is not None else {}),
     }
     write_json(folder / "scores.json", scores)

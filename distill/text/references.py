@@ -21,6 +21,7 @@ from distill.text.answer_checks import (
     same_text,
     same_words,
 )
+from distill.text.thinking import in_text
 from distill.text.tokens import normalise
 
 Checking: TypeAlias = Literal["numeric", "exact", "normalised", "choice", "contains", "regex", "json"]
@@ -66,13 +67,9 @@ class Reference:
     checks: tuple[Check, ...]
     """All of them must pass."""
 
-    @property
-    def text(self) -> str:
-        """All accepted answers, for a reader."""
-        return "\n\n".join(map(as_text, self.accepted))
-
     def passes(self, text: str) -> bool:
-        """Whether an answer is right."""
+        """Whether an answer is right; thoughts before it do not count."""
+        text = in_text(text).answer
         return all(any(_passes(text, one, check) for one in self.accepted) for check in self.checks)
 
     def fault(self) -> str | None:
@@ -84,7 +81,7 @@ class Reference:
         """F1 of an answer's JSON fields, the greatest over the accepted answers; `None` where none is JSON."""
         pairs = ((one, check) for check in self.checks for one in self.accepted)
         expected = [json_of(one) for one, check in pairs if check.kind_for(one) == "json"]
-        given = json_in(text)
+        given = json_in(in_text(text).answer)
         return max((_f1(given[0], one[0]) if given else 0.0 for one in expected if one), default=None)
 
     def labelled(self, text: str) -> tuple[str, str | None] | None:
@@ -96,7 +93,7 @@ class Reference:
         if not check.labels or any(check.kind_for(one) != "choice" for one in self.accepted):
             return None
         right = [next(_known(as_text(one), check.labels), as_text(one)) for one in self.accepted]
-        given = label_of(text, check.labels)
+        given = label_of(in_text(text).answer, check.labels)
         return (given if given in right else right[0]), given
 
 
@@ -133,6 +130,13 @@ def fault(meta: Mapping[str, Any], default: Check) -> str | None:
     except ValueError as error:
         return str(error)
     return "it has no reference to check against" if reference is None else reference.fault()
+
+
+def shown(meta: Mapping[str, Any]) -> str | None:
+    """The reference for a reader: all accepted answers, or those of all turns; `None` without one."""
+    value = next((meta[name] for name in KEYS if not _is_blank(meta.get(name))), None)
+    parts = value if isinstance(value, list) else [value]
+    return "\n\n".join(as_text(one) for one in parts if not _is_blank(one)) or None
 
 
 def carried(meta: Mapping[str, Any]) -> dict[str, Any]:
