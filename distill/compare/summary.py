@@ -236,7 +236,7 @@ def _lead_of_page(prompts: int, entry: Mapping[str, Any] | None, what: str) -> s
             "it and its base"
         )
     if entry.get("correctness"):
-        teacher = f"; the teacher: {_number(entry['by']['teacher'].mean)}" if "teacher" in entry["by"] else ""
+        teacher = f", and the teacher has {_number(entry['by']['teacher'].mean)}" if "teacher" in entry["by"] else ""
         return f"On {_prompts_of(entry['student_minus_base'].n, prompts, what)}: {_against_base(entry, teacher)}"
     if (gap := entry["gap_closed"]) is not None:
         end = "the teacher" if entry["gap_target"] == "teacher" else "the teacher's own second answers"

@@ -22,7 +22,7 @@ class Accuracy:
         """Options of `metric: accuracy`."""
 
     scope: Literal["text"] = "text"
-    measures = (
+    measures: tuple[Measure, ...] = (
         Measure(
             name="accuracy",
             title="Accuracy",
@@ -63,7 +63,9 @@ class Accuracy:
             yield f"accuracy: {without} of {len(solutions)} prompts have no reference, and are left out"
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
-        """Take the references as the labels to choose from, where the check is a choice and none are given."""
+        """Take the references as the labels to choose from, where none are given; leave out what needs JSON."""
+        if not any(self._is_json(sample) for sample in samples):
+            self.measures = tuple(one for one in self.measures if one.name != "field_f1")
         if self._check.kind == "choice" and not self._check.labels:
             given = {references.as_text(references.raw(one.solution)) for one in samples if one.solution}
             self._check = replace(self._check, labels=tuple(sorted(given)))
@@ -73,6 +75,10 @@ class Accuracy:
         if references.fault(sample.solution, self._check) is not None:
             return None
         return references.read(sample.solution, self._check)
+
+    def _is_json(self, sample: Sample) -> bool:
+        reference = self._reference(sample)
+        return reference is not None and reference.field_f1("") is not None
 
     def score(self, sample: Sample) -> Scores:
         """`accuracy`, 0 or 1, and `field_f1` where the reference is JSON; empty without a reference."""

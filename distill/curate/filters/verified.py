@@ -7,7 +7,6 @@ from typing import Literal
 from distill import recipe
 from distill.curate.filters import answers_of
 from distill.text import references
-
 from distill.types import Session, Verdict
 
 

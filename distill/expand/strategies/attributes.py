@@ -17,6 +17,8 @@ from distill.types import Completion, Failure, Flow, Task
 Name: TypeAlias = Annotated[str, Field(pattern=r"^\w+$")]
 COUNT = "count"
 """The template's slot for the number of tasks; no attribute may have this name."""
+OWN = ("kind", "reference")
+"""Attributes that are the task's own: by which teachers share tasks, and the right answer."""
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
