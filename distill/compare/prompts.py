@@ -189,9 +189,10 @@ def recorded_answers(prompts: Sequence[Prompt], files: Mapping[Model, Path]) -> 
     """Answers from files, for the models that have one.
 
     A row has its answer as `text`, `output` (AlpacaEval), `answer`, `response`, `completion`, `turns`, or `choices`
-    with `turns` (FastChat). It belongs to the prompt with the same id, else with the same question, ignoring case and
-    white space; rows with the same question go to such prompts in order. Prompts without an answer are counted in a
-    note. Raises `RecipeError` for a file without an answer to any prompt, or with two answers to one.
+    with `turns` (FastChat), and may have `samples` of it. It belongs to the prompt with the same id, else with the same
+    question, ignoring case and white space; rows with the same question go to such prompts in order. Prompts without an
+    answer are counted in a note. Raises `RecipeError` for a file without an answer to any prompt, or with two answers
+    to one.
     """
     return [_replies_of_file(prompts, model, files[model]) for model in MODELS if model in files]
 
@@ -248,7 +249,8 @@ def _answer(row: Mapping[str, Any]) -> ModelAnswer | None:
     choices = row.get("choices")
     inner = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     turns = next((value for value in (row.get("turns"), inner.get("turns")) if isinstance(value, list) and value), None)
-    texts = turns or [value for name in ANSWERS if isinstance(value := row.get(name), str)][:1]
+    samples = row.get("samples") if isinstance(row.get("samples"), list) else []
+    texts = turns or [value for name in ANSWERS if isinstance(value := row.get(name), str)][:1] or samples[:1]
     if not texts or not all(isinstance(text, str) for text in texts):
         return None
     finish = row.get("finish")
@@ -258,6 +260,7 @@ def _answer(row: Mapping[str, Any]) -> ModelAnswer | None:
         finish if finish in ("stop", "length", "filtered") else "unknown",
         tokens if isinstance(tokens, int) else None,
         tuple(text.strip() for text in texts[:-1]),
+        tuple(text.strip() for text in samples if isinstance(text, str)),
     )
 
 

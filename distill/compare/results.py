@@ -172,5 +172,5 @@ def row(results: ComparisonResults, index: int, extras: Mapping[str, Mapping[int
 
 
 def _answer(answer: ModelAnswer) -> dict[str, Any]:
-    earlier = {"earlier": answer.earlier} if answer.earlier else {}
-    return {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens, **earlier}
+    optional = {name: value for name, value in (("earlier", answer.earlier), ("samples", answer.samples)) if value}
+    return {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens, **optional}

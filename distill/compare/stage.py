@@ -19,7 +19,9 @@ from distill.compare.answers import (
     ask_endpoint,
     ask_here,
     ask_teacher_weights,
+    most_samples,
     pair_obstacle,
+    sample_teacher,
 )
 from distill.compare.judge import judge
 from distill.compare.judge_audit import conclude, judged_outcomes
@@ -114,6 +116,8 @@ def compare(
     common_prompts = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
     solutions = [prompt.solution for prompt in common_prompts]
     notes = [note for metric in metrics if hasattr(metric, "look") for note in metric.look(solutions)]
+    for note in notes:
+        console.warn(note)
     questions = [*common_prompts, *of_metrics(metrics)]
     if questions and sides.models_here and any(metric.scope == "pair" for metric in metrics):
         sides = replace(sides, no_pairs=pair_obstacle(sides.teacher_weights, current(folder)))
@@ -171,9 +175,21 @@ def _ask(
                 prompts, "teacher_again", engine, sides.teachers, sampling, replica=None, thoughts=sides.thoughts
             )
             replies.append(asked)
+    if (samples := most_samples(metrics)) > 1 and sides.teachers and "teacher" not in sides.recorded:
+        last = next(place for place in reversed(range(len(replies))) if replies[place].model == "teacher")
+        drawn = sample_teacher(
+            prompts,
+            replies[last].answers or {},
+            engine,
+            sides.teachers,
+            sampling,
+            samples=samples,
+            thoughts=sides.thoughts,
+        )
+        replies[last] = replace(replies[last], answers=drawn)
     sides.release_teacher()
     for model, provider in sides.endpoints.items():
-        replies.append(ask_endpoint(prompts, model, engine, {model: provider}, sampling))
+        replies.append(ask_endpoint(prompts, model, engine, {model: provider}, sampling, samples=samples))
     if not sides.models_here:
         return replies
     references = next((reply.answers for reply in reversed(replies) if reply.model == "teacher"), None) or {}
@@ -347,7 +363,7 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
             engine=engine,
             journal=context.journal,
             metrics=metrics,
-            sampling=_sampling(context.recipe),
+            sampling=sampling_of(context.recipe),
             seed=context.recipe.seed,
             sides=_sides(context, section),
             prompts=Path(section.prompts) if section.prompts is not None else None,
@@ -359,7 +375,7 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
         account(context, "compare", record, tallies)
 
 
-def _sampling(loaded: recipe.Recipe) -> Sampling:
+def sampling_of(loaded: recipe.Recipe) -> Sampling:
     """Sampling of all models: the section's, else the teacher's."""
     teacher = loaded.main_teacher
     own = loaded.compare.sampling if loaded.compare is not None else None

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
+from distill.compare.stage import sampling_of
 from distill.core import credentials, processes, registry
 from distill.core.extras import install
 from distill.curate.filters import FILTERS
@@ -56,13 +57,20 @@ def require_results(folder: Path) -> None:
 
 
 def require_roles(file: str | Path, recipe: Recipe) -> None:
-    """Raise `RecipeError` where a shipped curation rule or the objective asks a model that the recipe does not have."""
+    """Raise `RecipeError` where a part asks a model that the recipe does not have, or draws samples at temperature 0."""
     has = {"judge": recipe.teacher is not None, "base": recipe.student is not None}
     needs = {"judge": "a `teacher` to grade (or a `judge`)", "base": "a `student`, whose model it asks"}
     for rule in recipe.curate or ():
         part = registry.part(FILTERS, rule.filter, kind="filter") if ":" not in rule.filter else None
         if not has.get(role := getattr(part, "role", ""), True):
             raise RecipeError(f"{file}: curate.{rule.filter}: needs {needs[role]}")
+    metrics = recipe.compare.metrics if recipe.compare is not None else ()
+    several = [one.metric for one in metrics if getattr(one.options, "samples", 1) > 1]
+    if several and sampling_of(recipe).temperature == 0:
+        raise RecipeError(
+            f"{file}: compare.metrics.{several[0]}.samples: at temperature 0 all samples are the same; set"
+            " compare.sampling.temperature above it, or leave out samples"
+        )
     if recipe.train is not None and ":" not in (kind := recipe.train.objective.kind):
         objective = registry.part(OBJECTIVES, kind, kind="objective")(recipe.train.objective.options)
         if fault := objective.fault(recipe):

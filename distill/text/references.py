@@ -20,6 +20,7 @@ from distill.text.answer_checks import (
     same_number,
     same_text,
     same_words,
+    vote,
 )
 from distill.text.thinking import in_text
 from distill.text.tokens import normalise
@@ -95,6 +96,17 @@ class Reference:
         right = [next(_known(as_text(one), check.labels), as_text(one)) for one in self.accepted]
         given = label_of(in_text(text).answer, check.labels)
         return (given if given in right else right[0]), given
+
+
+def vote_of(text: str, check: Check) -> str | None:
+    """The key by which an answer votes: its label, its JSON value, or its final answer; `None` without one."""
+    text = in_text(text).answer
+    if check.labels:
+        return label_of(text, check.labels)
+    if check.kind == "json":
+        value = json_in(text)
+        return None if value is None else json.dumps(value[0], sort_keys=True)
+    return vote(text) or None
 
 
 def raw(meta: Mapping[str, Any]) -> Any:

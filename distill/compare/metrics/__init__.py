@@ -38,6 +38,8 @@ class ModelAnswer:
     """By the model's own tokenizer; `None` where not known."""
     earlier: tuple[str, ...] = ()
     """Its answers to the earlier turns, where the question has several."""
+    samples: tuple[str, ...] = ()
+    """Independent samples of the last answer, where a metric asks for them; of base and student it is the first."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -94,8 +96,8 @@ class TextMetric(Protocol):
 
     It may also have `prepare(folder, samples) -> None`, called once before scoring with the run folder and all samples,
     for metrics that need all answers or the training rows; `prompts() -> rows`, additional prompts that only this
-    metric scores; `look(solutions) -> notes`, called before any model is asked; and `tables(samples, seed)`, entries of
-    scores.json beside the measures.
+    metric scores; `look(solutions) -> notes`, called before any model is asked; `tables(samples, seed)`, entries of
+    scores.json beside the measures; and `samples`, how many answers it needs of base, student and teacher.
     """
 
     scope: Literal["text"]

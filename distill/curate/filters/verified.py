@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from distill import recipe
@@ -13,7 +14,8 @@ from distill.types import Session, Verdict
 class Verified:
     """Keeps sessions whose last answer is right by the row's `reference`, as the metric `accuracy` counts it.
 
-    Reasons of dropped rows: `wrong`; `no_reference`; and `bad_reference`, one that its check cannot take.
+    Reasons of dropped rows: `wrong`; `no_reference`; and `bad_reference`, one that its check cannot take. It runs after
+    prompts were held out, so that the comparison is not on those alone to which the teacher knows the answer.
     """
 
     class Options(recipe.CheckOptions):
@@ -22,24 +24,21 @@ class Verified:
         unreferenced: Literal["drop", "keep"] = "drop"
         """What becomes of rows without a reference, such as general conversations beside those of the job."""
 
-    scope: Literal["row"] = "row"
+    scope: Literal["set"] = "set"
 
     def __init__(self, options: Options) -> None:
         self.options = options
 
-    def measure(self, session: Session) -> tuple[str, str, str]:
-        """The reason, `ok` for a right answer; the reference; and why it cannot be checked."""
+    def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
+        """A verdict on each session by itself."""
+        return [self._verdict(session) for session in sessions]
+
+    def _verdict(self, session: Session) -> Verdict:
         if (reference := references.shown(session.meta)) is None:
-            return "no_reference", "", ""
+            return Verdict(rule="verified", keep=self.options.unreferenced == "keep", reason="no_reference")
         check = self.options.default_check
         if (fault := references.fault(session.meta, check)) is not None:
-            return "bad_reference", reference, fault
-        answer = next(reversed(answers_of(session)), "")
-        right = references.read(session.meta, check)
-        return "ok" if right is not None and right.passes(answer) else "wrong", reference, ""
-
-    def decide(self, value: tuple[str, str, str]) -> Verdict:
-        """Keep a right answer."""
-        reason, reference, fault = value
-        keep = reason == "ok" or (reason == "no_reference" and self.options.unreferenced == "keep")
-        return Verdict(rule="verified", keep=keep, reason=reason, threshold=reference or None, note=fault or None)
+            return Verdict(rule="verified", keep=False, reason="bad_reference", threshold=reference, note=fault)
+        right, answer = references.read(session.meta, check), next(reversed(answers_of(session)), "")
+        keep = right is not None and right.passes(answer)
+        return Verdict(rule="verified", keep=keep, reason="ok" if keep else "wrong", threshold=reference)
