@@ -23,6 +23,7 @@ from distill.expand.pool import FEWEST_OUTSTANDING, MOST_OUTSTANDING, ProposalCo
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
 from distill.pipeline import signal_forecast
+from distill.pipeline.reference_checks import reference_warnings
 from distill.pipeline.requirements import known_faults, warnings
 from distill.pipeline.student_forecast import training_lines
 from distill.recipe import Asks, Collect, Compare, Judging, Recipe, Teacher
@@ -57,8 +58,8 @@ def lines(recipe: Recipe, *, probed: bool = True, run: Path | None = None) -> li
     texts += _spending(recipe, run)
     if recipe.train is not None:
         require_trackers(recipe.train.options.report_to)
-    texts += training_lines(recipe) + _signals(recipe, run)
-    return texts + warnings(recipe) + (known_faults(recipe) if probed else [])
+    texts += training_lines(recipe) + _signals(recipe, run) + warnings(recipe) + reference_warnings(recipe)
+    return texts + (known_faults(recipe) if probed else [])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,7 @@ def require_results(folder: Path) -> None:
 
 
 def require_roles(file: str | Path, recipe: Recipe) -> None:
-    """Raise `RecipeError` where a part asks a model that the recipe does not have, or draws samples at temperature 0."""
+    """Raise `RecipeError` where a part asks a model that the recipe lacks, or draws samples at temperature 0."""
     has = {"judge": recipe.teacher is not None, "base": recipe.student is not None}
     needs = {"judge": "a `teacher` to grade (or a `judge`)", "base": "a `student`, whose model it asks"}
     for rule in recipe.curate or ():

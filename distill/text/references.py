@@ -32,7 +32,7 @@ KEYS = ("reference", "answer")
 LONGEST_SHOWN = 60
 MOST_NESTED = 100
 """Levels of JSON that are compared."""
-_MEASURE = re.compile(r"[$€£¥]?\s?[-+−]?[\d.,/]+(?:\s?%)?(?:\s\S+){0,2}")
+_MEASURE = re.compile(r"[$€£¥]?\s?[-+−]?[\d.,/]+(?:[eE][-+]?\d+)?(?:\s?%)?(?:\s\S+){0,2}")
 """A number, with a currency before it or its unit behind it."""
 
 
@@ -141,7 +141,7 @@ def fault(meta: Mapping[str, Any], default: Check) -> str | None:
         reference = read(meta, default)
     except ValueError as error:
         return str(error)
-    return "it has no reference to check against" if reference is None else reference.fault()
+    return "it has no reference" if reference is None else reference.fault()
 
 
 def shown(meta: Mapping[str, Any]) -> str | None:

@@ -38,9 +38,9 @@ AGREEMENT = Measure(
     title="Agreement with the teacher's majority",
     unit="share",
     better="higher",
-    explanation="Share of prompts without a reference whose answer is the most frequent one of the teacher's samples. It "
-    "says nothing of whether that is right. Left out: the teacher itself, and prompts on which two answers are equally "
-    "frequent.",
+    explanation="Share of prompts without a reference whose answer is the most frequent one of the teacher's samples; "
+    "it says nothing of whether that is right. Left out: the teacher itself, and prompts on which two answers are "
+    "equally frequent.",
     likeness=True,
 )
 
@@ -54,8 +54,8 @@ class Accuracy:
         samples: Annotated[int, Field(ge=1, le=64)] = 1
         """Answers of base, student and teacher to each prompt, for `k`; the first one has the accuracy."""
         k: tuple[Annotated[int, Field(ge=1)], ...] = ()
-        """Numbers of samples for pass@k, the chance that one of them is right, and maj@k, that the most frequent one
-        is; 1 and `samples` when left out."""
+        """Numbers of samples for pass@k, the chance that one of them is right, and above 1 maj@k, that the most
+        frequent one is; 1 and `samples` when left out."""
 
         @model_validator(mode="after")
         def _enough_samples(self) -> Accuracy.Options:
@@ -71,7 +71,7 @@ class Accuracy:
         self._sizes = self.options.k or ((1, self.samples) if self.samples > 1 else ())
         self._check = self.options.default_check
         self._majorities: dict[int, str] = {}
-        several = [measure for k in self._sizes for measure in _of_samples(k, self.samples)]
+        several = [measure for k in self._sizes for measure in _of_samples(k, self.samples)[: 1 if k == 1 else 2]]
         self.measures: tuple[Measure, ...] = (ACCURACY, FIELD_F1, *several, AGREEMENT)
 
     def look(self, solutions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -136,7 +136,7 @@ class Accuracy:
         right = sum(is_right for _, is_right in votes)
         return {
             **{f"pass_at_{k}": pass_at_k(len(texts), right, k) for k in sizes},
-            **{f"maj_at_{k}": maj_at_k(votes, k, seed=str(sample.prompt)) for k in sizes},
+            **{f"maj_at_{k}": maj_at_k(votes, k, seed=str(sample.prompt)) for k in sizes if k > 1},
         }
 
     def tables(self, samples: Sequence[Sample], seed: int) -> Mapping[str, Any]:
