@@ -20,7 +20,7 @@ class CheckOptions(BaseOptions):
     tolerance: Annotated[float, Field(ge=0)] = 0.0
     """Greatest absolute difference of numbers."""
     labels: tuple[str, ...] = ()
-    """The labels to choose from; a reference that is none of them is an error."""
+    """The labels to choose from; a reference that is none of them cannot be checked."""
 
     @property
     def default_check(self) -> Check:
