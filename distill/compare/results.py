@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from distill.compare.metrics import Measure, Metric, ModelAnswer, Sample, Scores
+from distill.text.references import carried
 from distill.types import MODELS, Message, Model
 
 EVERY = "all"
@@ -47,6 +48,11 @@ class Prompt:
     """Instructions in it that a program can check."""
     asked_by: str | None = None
     """The metric that this prompt belongs to; `None` for prompts that all models are compared on."""
+
+    @property
+    def last_solution(self) -> Mapping[str, Any]:
+        """`reference` and `checks` of the last turn, whose answer is compared."""
+        return carried(self.solution, turn=-1)
 
     @property
     def question(self) -> str:
@@ -146,7 +152,7 @@ def _sample(
     prompt, answer = prompts[index], answers[model][index]
     reference = answers.get("teacher", {}).get(index)
     return Sample(
-        prompt.with_turns(answer), model, answer, reference, prompt.category, index, prompt.checks, prompt.solution
+        prompt.with_turns(answer), model, answer, reference, prompt.category, index, prompt.checks, prompt.last_solution
     )
 
 

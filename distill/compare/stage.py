@@ -114,7 +114,7 @@ def compare(
     answers.
     """
     common_prompts = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
-    solutions = [prompt.solution for prompt in common_prompts]
+    solutions = [prompt.last_solution for prompt in common_prompts]
     notes = [note for metric in metrics if hasattr(metric, "look") for note in metric.look(solutions)]
     for note in notes:
         console.warn(note)

@@ -157,11 +157,12 @@ def self_instruct(row: ForeignRow) -> Iterator[ParsedRow | RejectedRow]:
         raise MalformedRow("no_instances", "`instances` is no list, or is empty")
     task = {"instruction": text_of(row, "instruction"), "id": row_id(row)}
     meta = {name: row.value[name] for name in ("name", "is_classification") if name in row.value}
+    meta |= reference_of(row)
     for number, instance in enumerate(instances, start=1):
         values = {**(instance if isinstance(instance, dict) else {}), **task}
         try:
             for parsed in single(ForeignRow(row.line, values)):
-                yield replace(parsed, meta=meta, again=number > 1)
+                yield replace(parsed, meta={**parsed.meta, **meta}, again=number > 1)
         except MalformedRow as fault:
             yield RejectedRow(row.line, fault.reason, f"instance {number}: {fault}")
 

@@ -33,7 +33,7 @@ def _given_rows(recipe: Recipe) -> dict[str, Mapping[str, Mapping[str, Any]]]:
     if recipe.collect is not None and recipe.collect.tasks is not None:
         rows["task"] = {task.id: task.meta for task in load_tasks(Path(recipe.collect.tasks))}
     if recipe.compare is not None and recipe.compare.prompts is not None:
-        rows["prompt"] = {prompt.id: prompt.solution for prompt in of_file(Path(recipe.compare.prompts))}
+        rows["prompt"] = {prompt.id: prompt.last_solution for prompt in of_file(Path(recipe.compare.prompts))}
     return rows
 
 

@@ -109,15 +109,15 @@ def vote_of(text: str, check: Check) -> str | None:
     return vote(text) or None
 
 
-def raw(meta: Mapping[str, Any]) -> Any:
+def raw(meta: Mapping[str, Any], *, turn: int = 0) -> Any:
     """The reference of a task's or session's meta, or of a row; `None` without one.
 
-    For a question of several turns with a reference for each, as in MT-Bench, that of the last turn.
+    For a question of several turns with a reference for each, as in MT-Bench, that of one `turn`.
     """
     value = next((meta[name] for name in KEYS if not _is_blank(meta.get(name))), None)
     turns = meta.get("turns")
     if isinstance(value, list) and isinstance(turns, list) and len(value) == len(turns) > 1:
-        return None if _is_blank(value[-1]) else value[-1]
+        return None if _is_blank(value[turn]) else value[turn]
     return value
 
 
@@ -151,9 +151,9 @@ def shown(meta: Mapping[str, Any]) -> str | None:
     return "\n\n".join(as_text(one) for one in parts if not _is_blank(one)) or None
 
 
-def carried(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a task's meta that its sessions have too: `reference` and `checks`."""
-    entries = {"reference": raw(meta), "checks": meta.get("checks")}
+def carried(meta: Mapping[str, Any], *, turn: int = 0) -> dict[str, Any]:
+    """The entries of a task's meta that its sessions have too: `reference` and `checks`, as of `raw`."""
+    entries = {"reference": raw(meta, turn=turn), "checks": meta.get("checks")}
     return {name: value for name, value in entries.items() if not _is_blank(value)}
 
 

@@ -14,6 +14,7 @@ from distill.compare.metrics import ModelAnswer, Sample
 from distill.compare.metrics.accuracy import Accuracy
 from distill.compare.metrics.overlap import Overlap
 from distill.compare.sampled import maj_at_k, majority, pass_at_k
+from distill.engine.providers.scripted import Scripted
 from distill.errors import RecipeError
 from distill.report.stage import report
 from distill.types import Message
@@ -229,6 +230,32 @@ def test_recorded_samples_have_pass_and_maj_at_k(tmp_path):
         "maj_at_4": [0.0, 1.0],
     }
     assert answers[0]["answers"]["student"]["samples"] == ["refund", "refund", "refund", "cancel"]
+
+
+def test_samples_are_replicas_and_none_of_the_teachers_is_its_answer_or_its_second_one(tmp_path):
+    asked: dict[str, list[int]] = {}
+
+    def scripted(model: str) -> Scripted:
+        asked[model] = []
+        return Scripted(lambda request: asked[model].append(request.replica) or f"It is {request.replica}.")
+
+    models = {name: scripted(name) for name in ("base", "student", "teacher")}
+    prompts = write(tmp_path, "prompts.jsonl", rows([2, 2]))
+    scores, answers = compared(
+        tmp_path,
+        prompts=prompts,
+        metrics=(Accuracy(Accuracy.Options(samples=3)),),
+        teachers={"teacher": models.pop("teacher")},
+        endpoints=models,
+    )
+    replicas = {model: sorted({*each}) for model, each in asked.items()}
+    assert replicas == {"base": [0, 1, 2], "student": [0, 1, 2], "teacher": [0, 1, 2, 3, 4]}
+    assert {model: len(each) for model, each in asked.items()} == {"base": 6, "student": 6, "teacher": 10}
+    said = answers[0]["answers"]
+    assert said["teacher"]["samples"] == ["It is 2.", "It is 3.", "It is 4."]
+    assert said["student"]["samples"] == ["It is 0.", "It is 1.", "It is 2."]
+    assert "samples" not in said["teacher_again"]
+    assert scores["metrics"]["pass_at_3"]["by"]["teacher"]["mean"] == 1
 
 
 def sample(model: str, text: str, samples: tuple[str, ...] = ()) -> Sample:

@@ -56,8 +56,8 @@ def test_a_check_tells_right_answers_from_wrong_ones(reference, check, passing, 
         ({"reference": "a", "answer": "b"}, ("a",)),
         ({"answer": 12}, (12,)),  # of older tasks
         ({"reference": ["a", " ", "b"]}, ("a", "b")),
-        ({"reference": ["first turn", "second turn"], "turns": ["x", "y"]}, ("second turn",)),  # MT-Bench
-        ({"reference": ["first turn", None], "turns": ["x", "y"]}, None),
+        ({"reference": ["first turn", "second turn"], "turns": ["x", "y"]}, ("first turn",)),  # MT-Bench
+        ({"reference": [None, "second turn"], "turns": ["x", "y"]}, None),
         ({"reference": " "}, None),
         ({}, None),
     ],
