@@ -24,12 +24,15 @@ from distill.text.answer_checks import (
 )
 from distill.text.thinking import in_text
 from distill.text.tokens import normalise
+from distill.text.words import word_count
 
 Checking: TypeAlias = Literal["numeric", "exact", "normalised", "choice", "contains", "regex", "json"]
 KINDS: tuple[Checking, ...] = get_args(Checking)
 KEYS = ("reference", "answer")
 """Keys of a reference in a task's or session's meta, the first present one counts; the second is of older tasks."""
 LONGEST_SHOWN = 60
+MOST_WORDS = 20
+"""Words of a final answer up to which it is compared as text where no check is given; a longer one is prose."""
 MOST_NESTED = 100
 """Levels of JSON that are compared."""
 _MEASURE = re.compile(r"[$€£¥]?\s?[-+−]?[\d.,/]+(?:[eE][-+]?\d+)?(?:\s?%)?(?:\s\S+){0,2}")
@@ -219,18 +222,37 @@ def _passes(text: str, accepted: Any, check: Check) -> bool:
 
 def _fault(accepted: Any, check: Check) -> str | None:
     kind = check.kind_for(accepted)
-    if kind == "json":
-        return f"the reference {_short(accepted)} is no JSON, as `json` needs" if json_of(accepted) is None else None
-    if isinstance(accepted, (dict, list)):
-        return f"the reference {_short(accepted)} is JSON, and the check `{kind}` needs a text or a number"
-    if kind == "numeric" and (isinstance(accepted, bool) or number(as_text(accepted)) is None):
-        return f"the reference {_short(accepted)} is no number, as the check `numeric` needs"
-    if kind == "regex":
-        fault = pattern_fault(accepted) if isinstance(accepted, str) else "is no text, as the check `regex` needs"
-        return fault and f"the reference {_short(accepted)} {fault}"
-    if kind == "choice" and check.labels and next(_known(as_text(accepted), check.labels), None) is None:
-        return f"the reference {_short(accepted)} is none of the labels{_suggested(as_text(accepted), check.labels)}"
-    return None
+    why = _FAULTS[kind](accepted, check) if kind in _FAULTS else None
+    if kind != "json" and isinstance(accepted, (dict, list)):
+        why = f"is JSON, and the check `{kind}` needs a text or a number"
+    return why and f"the reference {_short(accepted)} {why}"
+
+
+def _prose(accepted: Any, check: Check) -> str | None:
+    is_prose = check.kind is None and word_count(final_answer(as_text(accepted))) > MOST_WORDS
+    return "is prose; give a check, such as `contains` or `numeric`" if is_prose else None
+
+
+def _no_number(accepted: Any, check: Check) -> str | None:
+    is_number = not isinstance(accepted, bool) and number(as_text(accepted)) is not None
+    return None if is_number else "is no number, as the check `numeric` needs"
+
+
+def _no_label(accepted: Any, check: Check) -> str | None:
+    known = not check.labels or next(_known(as_text(accepted), check.labels), None) is not None
+    return None if known else f"is none of the labels{_suggested(as_text(accepted), check.labels)}"
+
+
+_FAULTS: Mapping[Checking, Callable[[Any, Check], str | None]] = {
+    "json": lambda accepted, _: "is no JSON, as the check `json` needs" if json_of(accepted) is None else None,
+    "numeric": _no_number,
+    "regex": lambda accepted, _: (
+        pattern_fault(accepted) if isinstance(accepted, str) else "is no text, as the check `regex` needs"
+    ),
+    "choice": _no_label,
+    "exact": _prose,
+}
+"""Why a reference is of another type than its check, by the kind of check."""
 
 
 def _known(value: str, labels: Sequence[str]) -> Iterator[str]:

@@ -94,16 +94,17 @@ class Accuracy:
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
         """Find the labels to choose from, where none are given, and the teacher's majorities; name what has a value."""
         if self._check.kind == "choice" and not self._check.labels:
-            given = {references.as_text(references.raw(one.solution)) for one in samples if one.solution}
+            right = [one for each in samples if (reference := self._reference(each)) for one in reference.accepted]
+            given = {references.as_text(one) for one in right}
             self._check = replace(self._check, labels=tuple(sorted(given)))
         for one in samples:
             if one.model == "teacher" and references.raw(one.solution) is None:
                 votes = [references.vote_of(text, self._check) for text in one.answer.samples]
                 if (most := majority(votes)) is not None:
                     self._majorities[one.prompt] = most
-        right = [reference for one in samples if (reference := self._reference(one)) is not None]
-        has = {"accuracy": bool(right), "agreement": bool(self._majorities)}
-        has["field_f1"] = any(one.field_f1("") is not None for one in right)
+        usable = [reference for one in samples if (reference := self._reference(one)) is not None]
+        has = {"accuracy": bool(usable), "agreement": bool(self._majorities)}
+        has["field_f1"] = any(one.field_f1("") is not None for one in usable)
         self.measures = tuple(one for one in self.measures if has.get(one.name, has["accuracy"]))
 
     def _reference(self, sample: Sample) -> Reference | None:
