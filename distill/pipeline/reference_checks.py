@@ -18,23 +18,18 @@ def reference_warnings(recipe: Recipe) -> list[str]:
 
     Raises `RecipeError` where it can check none. Rows of `expand` and `sources` are not looked at.
     """
-    given = _given_rows(recipe)
-    return [
-        line
-        for where, options, kind in _parts(recipe)
-        if kind in given
-        for line in _faults(where, options, given[kind])
-    ]
+    parts = list(_parts(recipe))
+    given = {kind: _given_rows(recipe, kind) for kind in dict.fromkeys(kind for *_, kind in parts)}
+    return [line for where, options, kind in parts for line in _faults(where, options, given[kind])]
 
 
-def _given_rows(recipe: Recipe) -> dict[str, Mapping[str, Mapping[str, Any]]]:
-    """What the rows of given files have of references, by kind of row and id."""
-    rows: dict[str, Mapping[str, Mapping[str, Any]]] = {}
-    if recipe.collect is not None and recipe.collect.tasks is not None:
-        rows["task"] = {task.id: task.meta for task in load_tasks(Path(recipe.collect.tasks))}
-    if recipe.compare is not None and recipe.compare.prompts is not None:
-        rows["prompt"] = {prompt.id: prompt.last_solution for prompt in of_file(Path(recipe.compare.prompts))}
-    return rows
+def _given_rows(recipe: Recipe, kind: str) -> Mapping[str, Mapping[str, Any]]:
+    """What the rows of a given file have of references, by id; empty without a file."""
+    if kind == "task" and recipe.collect is not None and recipe.collect.tasks is not None:
+        return {task.id: task.meta for task in load_tasks(Path(recipe.collect.tasks))}
+    if kind == "prompt" and recipe.compare is not None and recipe.compare.prompts is not None:
+        return {prompt.id: prompt.last_solution for prompt in of_file(Path(recipe.compare.prompts))}
+    return {}
 
 
 def _parts(recipe: Recipe) -> Iterator[tuple[str, CheckOptions, str]]:
