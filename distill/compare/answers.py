@@ -50,8 +50,8 @@ def answer_to(
         if (text := _text(reply, question, thoughts)) is None:
             return None
         earlier.append(text)
-        more = (Message("assistant", earlier[-1]), Message("user", turn))
-        question = replace(question, messages=(*question.messages, *more))
+        turns = (Message("assistant", earlier[-1]), Message("user", turn))
+        question = replace(question, messages=(*question.messages, *turns))
     answer: Completion | Failure = yield question
     if isinstance(answer, Failure):
         return None

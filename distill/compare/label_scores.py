@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from distill.compare.stats import interval_of
@@ -24,7 +25,8 @@ def label_scores(by_model: Mapping[str, Labelled], labels: Sequence[str], *, see
     answer without a label is a miss of its right label and a false alarm of none. The labels are those that occur in a
     reference or in any model's answer, those of `labels` first.
     """
-    occurring = {label for labelled in by_model.values() for pair in labelled.values() for label in pair} - {None}
+    pairs = [pair for labelled in by_model.values() for pair in labelled.values()]
+    occurring = {label for pair in pairs for label in pair if label is not None}
     names = sorted(occurring, key=lambda one: (one not in labels, [*labels, one].index(one), one))
     return {"labels": names, "by": {model: _scores(list(one.values()), names, seed) for model, one in by_model.items()}}
 
@@ -48,9 +50,9 @@ def _scores(pairs: Sequence[tuple[str, str | None]], names: Sequence[str], seed:
             for name, p, r, f in zip(names, *per_label, strict=True)
         ],
         **{
-            name: interval_of(columns, lambda sums, place=place, average=average: average(sums)[place], seed=seed)
-            for kind, average in (("macro", _macro), ("micro", _micro))
-            for place, name in enumerate((f"{kind}_precision", f"{kind}_recall", f"{kind}_f1"))
+            f"{kind}_{name}": interval_of(columns, partial(_average, kind=kind, place=place), seed=seed)
+            for kind in ("macro", "micro")
+            for place, name in enumerate(("precision", "recall", "f1"))
         },
     }
 
@@ -68,10 +70,9 @@ def _figures(both: Floats, given: Floats, right: Floats) -> list[Floats]:
     return [numpy.divide(top, bottom, out=numpy.zeros_like(top), where=bottom > 0) for top, bottom in pairs]
 
 
-def _macro(sums: Floats) -> list[Floats]:
-    return [one.mean(axis=1) for one in _per_label(sums)]
-
-
-def _micro(sums: Floats) -> list[Floats]:
-    both, given, right = (sums[:, place::3].sum(axis=1) for place in range(3))
-    return _figures(both, given, right)
+def _average(sums: Floats, *, kind: str, place: int) -> Floats:
+    if kind == "macro":
+        means: Floats = _per_label(sums)[place].mean(axis=1)
+        return means
+    both, given, right = (sums[:, part::3].sum(axis=1) for part in range(3))
+    return _figures(both, given, right)[place]

@@ -249,7 +249,7 @@ def _answer(row: Mapping[str, Any]) -> ModelAnswer | None:
     choices = row.get("choices")
     inner = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     turns = next((value for value in (row.get("turns"), inner.get("turns")) if isinstance(value, list) and value), None)
-    samples = row.get("samples") if isinstance(row.get("samples"), list) else []
+    samples = value if isinstance(value := row.get("samples"), list) else []
     texts = turns or [value for name in ANSWERS if isinstance(value := row.get(name), str)][:1] or samples[:1]
     if not texts or not all(isinstance(text, str) for text in texts):
         return None

@@ -60,8 +60,7 @@ class NamedColumns:
     def _shape(self, row: ForeignRow) -> Iterator[ParsedRow | RejectedRow]:
         meta = {} if self.reference is None else carried({"reference": row.value.get(self.reference.lower())})
         for parsed in self._unreferenced(row):
-            is_row = isinstance(parsed, ParsedRow) and meta
-            yield replace(parsed, meta={**parsed.meta, **meta}) if is_row else parsed
+            yield replace(parsed, meta={**parsed.meta, **meta}) if isinstance(parsed, ParsedRow) else parsed
 
     def _unreferenced(self, row: ForeignRow) -> Iterator[ParsedRow | RejectedRow]:
         if self.prompt is None:

@@ -82,7 +82,7 @@ def same_number(text: str, reference: str, tolerance: float = 0.0) -> bool:
     expected = number(reference)
     value = number(_without_aside(final_answer(text)))
     value = value if value is not None else number(text)
-    return None not in (expected, value) and abs(value - expected) <= Fraction(str(tolerance))
+    return expected is not None and value is not None and abs(value - expected) <= Fraction(str(tolerance))
 
 
 def _without_aside(final: str) -> str:

@@ -38,7 +38,7 @@ def answer(body: Mapping[str, Any]) -> str:
     messages = body.get("messages", ())
     chance = random.Random(f"{prompt}:{body.get('seed')}:{len(messages)}{name}")
     if messages and (labels := _LABELS.search(str(messages[0]["content"]))):
-        return chance.choice([*labels[1].split(", "), labels[2]])
+        return str(chance.choice([*labels[1].split(", "), labels[2]]))
     for mark, write in _FORMS:
         if re.search(mark, prompt, re.IGNORECASE | re.DOTALL):
             return write(prompt, chance)
