@@ -64,6 +64,7 @@ class Accuracy:
             return self
 
     scope: Literal["text"] = "text"
+    measures: tuple[Measure, ...] = (ACCURACY, FIELD_F1, AGREEMENT)
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
@@ -72,7 +73,7 @@ class Accuracy:
         self._check = self.options.default_check
         self._majorities: dict[int, str] = {}
         several = [measure for k in self._sizes for measure in _of_samples(k, self.samples)[: 1 if k == 1 else 2]]
-        self.measures: tuple[Measure, ...] = (ACCURACY, FIELD_F1, *several, AGREEMENT)
+        self.measures = (ACCURACY, FIELD_F1, *several, AGREEMENT)
 
     def look(self, solutions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         """Notes on prompts without a usable reference, before any model is asked.
