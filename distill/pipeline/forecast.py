@@ -23,8 +23,7 @@ from distill.expand.pool import FEWEST_OUTSTANDING, MOST_OUTSTANDING, ProposalCo
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
 from distill.pipeline import signal_forecast
-from distill.pipeline.reference_checks import reference_warnings
-from distill.pipeline.requirements import known_faults, warnings
+from distill.pipeline.requirements import known_faults, reference_warnings, warnings
 from distill.pipeline.student_forecast import training_lines
 from distill.recipe import Asks, Collect, Compare, Judging, Recipe, Teacher
 from distill.run.context import _with_samplings

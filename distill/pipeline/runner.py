@@ -17,8 +17,7 @@ from distill.pipeline.consent import require_consent
 from distill.pipeline.early_check import try_before_paying
 from distill.pipeline.origins import load_addressed, origin_of
 from distill.pipeline.parts import Overrides, Source, folder_of
-from distill.pipeline.reference_checks import reference_warnings
-from distill.pipeline.requirements import known_faults, require, require_results
+from distill.pipeline.requirements import known_faults, reference_warnings, require, require_results
 from distill.pipeline.stages import PIPELINE
 from distill.pipeline.staleness import adopt, as_it_would_begin, few, revision_remarks
 from distill.recipe import Recipe, reach_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill.report.comparison import TITLES
 from distill.run.scores import LabelScores, LabelTable
+from distill.types import MODELS
 
 MOST_LABELS = 20
 """Labels up to which the whole confusion matrix is shown; of more, the most frequent confusions alone."""
@@ -19,7 +19,7 @@ def labels(scores: LabelScores | None) -> dict[str, Any] | None:
     """The section's values; None where no labels were asked for."""
     if scores is None or not scores.by:
         return None
-    models = [model for model in TITLES if model in scores.by]
+    models = [model for model in MODELS if model in scores.by]
     return {
         "models": models,
         "averages": [(name.replace("_", " ").capitalize().replace("f1", "F1"), name) for name in AVERAGES],
