@@ -114,10 +114,7 @@ def compare(
     answers.
     """
     common_prompts = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
-    solutions = [prompt.last_solution for prompt in common_prompts]
-    notes = [note for metric in metrics if hasattr(metric, "look") for note in metric.look(solutions)]
-    for note in notes:
-        console.warn(note)
+    notes = _looks(metrics, common_prompts)
     questions = [*common_prompts, *of_metrics(metrics)]
     if questions and sides.models_here and any(metric.scope == "pair" for metric in metrics):
         sides = replace(sides, no_pairs=pair_obstacle(sides.teacher_weights, current(folder)))
@@ -139,6 +136,19 @@ def compare(
     write_json(folder / "scores.json", scores)
     missing = sum(reply.missing for reply in replies)
     return {"prompts": len(common_prompts), "answers": sum(map(len, results.answers.values())), "missing": missing}
+
+
+def _looks(metrics: Sequence[TextMetric | ModelMetric], prompts: Sequence[Prompt]) -> list[str]:
+    """What metrics note of the prompts' references before a model is asked, or that none of them reads those."""
+    looks = [metric.look for metric in metrics if hasattr(metric, "look")]
+    notes = [note for look in looks for note in look([prompt.last_solution for prompt in prompts])]
+    if not looks and (known := sum("reference" in prompt.last_solution for prompt in prompts)):
+        notes.append(
+            f"{known} of {len(prompts)} prompts have a reference; the metric `accuracy` would check the answers"
+        )
+    for note in notes:
+        console.warn(note)
+    return notes
 
 
 def _ask(
