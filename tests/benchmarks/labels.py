@@ -142,7 +142,7 @@ def main(folder: Path) -> None:
             "prompts": "prompts.jsonl",
             "system": SYSTEM,
             "answers": {"teacher": "known.jsonl"},
-            "sampling": {"temperature": 0, "max_tokens": 4},
+            "sampling": {"temperature": 0, "max_tokens": 24},
             "metrics": [{"metric": "accuracy", **choice}],
         },
     }
