@@ -126,18 +126,20 @@ def ask_endpoint(
 
 def sample_teacher(
     prompts: Sequence[Prompt],
-    answers: Mapping[int, ModelAnswer],
+    replies: Sequence[ModelReplies],
     engine: Engines,
     providers: Mapping[str, Provider],
     sampling: Sampling,
     *,
     samples: int,
     thoughts: Handling,
-) -> dict[int, ModelAnswer]:
-    """The teacher's answers with samples beside them.
+) -> list[ModelReplies]:
+    """The replies, the teacher's last ones with samples beside each answer.
 
     None of them is the answer itself, which a strategy may have picked, or the one when asked again.
     """
+    last = max(place for place, one in enumerate(replies) if one.model == "teacher")
+    answers = replies[last].answers or {}
     indices = [index for index in shared_prompts(prompts) if index in answers]
     names = {prompts[index].id: f"teacher:{prompts[index].teacher}" for index in indices}
     first = next(iter(providers))
@@ -150,7 +152,8 @@ def sample_teacher(
         running = engine(providers, progress=bar, local=False)
         outcomes = running.run(flows, choose=lambda id, role: names[id] if names[id] in providers else first)
     drawn = {index: one.value or () for index, one in zip(indices, outcomes, strict=True)}
-    return {index: replace(answer, samples=drawn.get(index, ())) for index, answer in answers.items()}
+    sampled = {index: replace(answer, samples=drawn.get(index, ())) for index, answer in answers.items()}
+    return [*replies[:last], replace(replies[last], answers=sampled), *replies[last + 1 :]]
 
 
 def ask_here(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from distill.compare.metrics import ModelAnswer
 from distill.compare.metrics.instruction_checks import problem
 from distill.compare.results import EVERY, NAMES, ModelReplies, Prompt, shared_prompts
+from distill.core import console
 from distill.core.jsonl import read_sessions
 from distill.engine.journal.store import Journal
 from distill.errors import RecipeError, RunFolderError
@@ -102,6 +103,17 @@ def of_metrics(metrics: Iterable[Any]) -> list[Prompt]:
         if hasattr(metric, "prompts")
         for number, row in enumerate(metric.prompts(), start=1)
     ]
+
+
+def notes_on_references(metrics: Iterable[Any], prompts: Sequence[Prompt]) -> list[str]:
+    """What metrics note of the prompts' references, or that none of the metrics reads them; printed, too."""
+    looks = [metric.look for metric in metrics if hasattr(metric, "look")]
+    notes = [note for look in looks for note in look([prompt.last_solution for prompt in prompts])]
+    if not looks and (known := sum("reference" in prompt.last_solution for prompt in prompts)):
+        notes.append(f"{known} of {len(prompts)} prompts have a reference, and no metric reads it; there is `accuracy`")
+    for note in notes:
+        console.warn(note)
+    return notes
 
 
 def _with_system(prompt: Prompt, system: str) -> Prompt:

@@ -28,7 +28,7 @@ from distill.compare.judge_audit import conclude, judged_outcomes
 from distill.compare.lm_eval import benchmarks
 from distill.compare.local_model import Engines
 from distill.compare.metrics import METRICS, Metric
-from distill.compare.prompts import held_out, of_file, of_metrics, recorded_answers
+from distill.compare.prompts import held_out, notes_on_references, of_file, of_metrics, recorded_answers
 from distill.compare.results import ComparisonResults, ModelReplies, Prompt, row, score_answers
 from distill.compare.stats import LEVEL, RESAMPLES
 from distill.compare.summary import absence_notes, entry_of, leading, outcomes_by, remarks, summary, with_judge
@@ -114,7 +114,7 @@ def compare(
     answers.
     """
     common_prompts = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
-    notes = _looks(metrics, common_prompts)
+    notes = notes_on_references(metrics, common_prompts)
     questions = [*common_prompts, *of_metrics(metrics)]
     if questions and sides.models_here and any(metric.scope == "pair" for metric in metrics):
         sides = replace(sides, no_pairs=pair_obstacle(sides.teacher_weights, current(folder)))
@@ -136,19 +136,6 @@ def compare(
     write_json(folder / "scores.json", scores)
     missing = sum(reply.missing for reply in replies)
     return {"prompts": len(common_prompts), "answers": sum(map(len, results.answers.values())), "missing": missing}
-
-
-def _looks(metrics: Sequence[TextMetric | ModelMetric], prompts: Sequence[Prompt]) -> list[str]:
-    """What metrics note of the prompts' references before a model is asked, or that none of them reads those."""
-    looks = [metric.look for metric in metrics if hasattr(metric, "look")]
-    notes = [note for look in looks for note in look([prompt.last_solution for prompt in prompts])]
-    if not looks and (known := sum("reference" in prompt.last_solution for prompt in prompts)):
-        notes.append(
-            f"{known} of {len(prompts)} prompts have a reference; the metric `accuracy` would check the answers"
-        )
-    for note in notes:
-        console.warn(note)
-    return notes
 
 
 def _ask(
@@ -186,17 +173,9 @@ def _ask(
             )
             replies.append(asked)
     if (samples := most_samples(metrics)) > 1 and sides.teachers and "teacher" not in sides.recorded:
-        last = next(place for place in reversed(range(len(replies))) if replies[place].model == "teacher")
-        drawn = sample_teacher(
-            prompts,
-            replies[last].answers or {},
-            engine,
-            sides.teachers,
-            sampling,
-            samples=samples,
-            thoughts=sides.thoughts,
+        replies = sample_teacher(
+            prompts, replies, engine, sides.teachers, sampling, samples=samples, thoughts=sides.thoughts
         )
-        replies[last] = replace(replies[last], answers=drawn)
     sides.release_teacher()
     for model, provider in sides.endpoints.items():
         replies.append(ask_endpoint(prompts, model, engine, {model: provider}, sampling, samples=samples))
