@@ -29,6 +29,9 @@ def import_(
     system: Annotated[
         str | None, typer.Option("--system", metavar="COLUMN", help="with --prompt: that of the system message")
     ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="COLUMN", help="the column of the right answer, to check by")
+    ] = None,
     as_: Annotated[
         str | None,
         typer.Option("--as", metavar="ROWS", help="sessions, tasks (questions alone) or pairs; by row if left out"),
@@ -63,8 +66,8 @@ def import_(
     from distill.formats.named_columns import named_columns
 
     for line in import_file.import_command(
-        file, out, format=from_, columns=named_columns(prompt, answer, system), kind=as_, take=take, seed=seed,
-        tokenizer=tokenizer, max_tokens=max_tokens,
+        file, out, format=from_, columns=named_columns(prompt, answer, system, reference), kind=as_, take=take,
+        seed=seed, tokenizer=tokenizer, max_tokens=max_tokens,
         split=split, revision=revision, config=config, licence=licence, allowed=allow_parts or (),
     ):  # fmt: skip
         console.result(line)

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from distill import recipe
 from distill.core import assets
+from distill.text.references import carried
 from distill.text.thinking import Handling, split_answer
 from distill.types import Completion, Failure, Message, Session, Task
 
@@ -99,6 +100,7 @@ def session(
     meta: dict[str, Any] = {"task": task.id, "strategy": strategy, "keys": list(keys)}
     if "lineage" in task.meta:
         meta["lineage"] = task.meta["lineage"]
+    meta |= carried(task.meta)
     meta |= {name: value for name, value in more.items() if value is not None and value not in ("", [], {})}
     return Session(task.id, tuple(messages), {**meta, "truncated": truncated, "labels": list(labels)})
 

@@ -300,7 +300,7 @@ def _imported(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
         Dataset(
             format=source.importer,
             address=Address(source.path or source.hub or "", source.split, source.revision, source.config),
-            columns=named_columns(source.prompt, source.answer, source.system),
+            columns=named_columns(source.prompt, source.answer, source.system, source.reference),
             licence=source.licence,
             name=source.display_name,
             take=source.take,

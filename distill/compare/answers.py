@@ -35,11 +35,12 @@ NO_STUDENT = "neither base nor student is a model at hand here"
 
 
 def answer_to(
-    question: Request, later: tuple[str, ...] = (), *, thoughts: Handling | None = None
+    question: Request, later: tuple[str, ...] = (), *, thoughts: Handling | None = None, more: int = 0
 ) -> Flow[ModelAnswer | None]:
     """A model's answer to the last of the user's turns, after its own answers to those before; `None` on failure.
 
     With `thoughts`, they are treated as in a session, and an answer that was withheld or ends within them is none.
+    `more`: how many further samples to take of the last answer; those that fail are left out.
     """
     earlier: list[str] = []
     for turn in later:
@@ -49,15 +50,25 @@ def answer_to(
         if (text := _text(reply, question, thoughts)) is None:
             return None
         earlier.append(text)
-        more = (Message("assistant", earlier[-1]), Message("user", turn))
-        question = replace(question, messages=(*question.messages, *more))
+        turns = (Message("assistant", earlier[-1]), Message("user", turn))
+        question = replace(question, messages=(*question.messages, *turns))
     answer: Completion | Failure = yield question
     if isinstance(answer, Failure):
         return None
     if (text := _text(answer, question, thoughts)) is None:
         return None
     tokens = answer.usage.completion_tokens if answer.usage is not None else None
-    return ModelAnswer(text, answer.finish, tokens, tuple(earlier))
+    samples = yield from samples_of(question, range(question.replica + 1, question.replica + 1 + more), thoughts)
+    return ModelAnswer(text, answer.finish, tokens, tuple(earlier), (text, *samples) if more else ())
+
+
+def samples_of(question: Request, replicas: Sequence[int], thoughts: Handling | None = None) -> Flow[tuple[str, ...]]:
+    """The texts of further samples; those that fail are left out."""
+    if not replicas:
+        return ()
+    replies: Sequence[Completion | Failure] = yield tuple(replace(question, replica=one) for one in replicas)
+    texts = (_text(one, question, thoughts) for one in replies if isinstance(one, Completion))
+    return tuple(text for text in texts if text is not None)
 
 
 def _text(answer: Completion, question: Request, thoughts: Handling | None) -> str | None:
@@ -88,6 +99,7 @@ def ask_endpoint(
     replica: int | None = 0,
     first_answers: Mapping[int, ModelAnswer] | None = None,
     thoughts: Handling | None = None,
+    samples: int = 1,
 ) -> ModelReplies:
     """`first_answers`, and a model's answers from its endpoints to the other prompts.
 
@@ -99,7 +111,9 @@ def ask_endpoint(
     names = {prompt.id: f"teacher:{prompt.teacher}" for prompt in prompts}
     role = "teacher" if model == "teacher_again" else model
     flows = [
-        _answer_flow(prompts[index], role, sampling, prompts[index].again if replica is None else replica, thoughts)
+        _answer_flow(
+            prompts[index], role, sampling, prompts[index].again if replica is None else replica, thoughts, samples
+        )
         for index in indices
     ]
     title = "the teacher again" if model == "teacher_again" else NAMES[model]
@@ -108,6 +122,38 @@ def ask_endpoint(
         outcomes = running.run(flows, choose=lambda id, role: names[id] if names[id] in providers else first)
     replies = _answers(model, indices, outcomes)
     return replace(replies, answers=dict(sorted({**(first_answers or {}), **(replies.answers or {})}.items())))
+
+
+def sample_teacher(
+    prompts: Sequence[Prompt],
+    replies: Sequence[ModelReplies],
+    engine: Engines,
+    providers: Mapping[str, Provider],
+    sampling: Sampling,
+    *,
+    samples: int,
+    thoughts: Handling,
+) -> list[ModelReplies]:
+    """The replies, the teacher's last ones with samples beside each answer.
+
+    None of them is the answer itself, which a strategy may have picked, or the one when asked again.
+    """
+    last = max(place for place, one in enumerate(replies) if one.model == "teacher")
+    answers = replies[last].answers or {}
+    indices = [index for index in shared_prompts(prompts) if index in answers]
+    names = {prompts[index].id: f"teacher:{prompts[index].teacher}" for index in indices}
+    first = next(iter(providers))
+    flows: list[NamedFlow] = []
+    for index in indices:
+        messages = prompts[index].with_turns(answers[index])
+        question = Request(role="teacher", messages=messages, sampling=sampling)
+        flows.append((prompts[index].id, partial(samples_of, question, range(2, 2 + samples), thoughts)))
+    with console.progress("sampling the teacher", len(flows)) as bar:
+        running = engine(providers, progress=bar, local=False)
+        outcomes = running.run(flows, choose=lambda id, role: names[id] if names[id] in providers else first)
+    drawn = {index: one.value or () for index, one in zip(indices, outcomes, strict=True)}
+    sampled = {index: replace(answer, samples=drawn.get(index, ())) for index, answer in answers.items()}
+    return [*replies[:last], replace(replies[last], answers=sampled), *replies[last + 1 :]]
 
 
 def ask_here(
@@ -226,7 +272,9 @@ def _ask_model(
     Beside a `teacher` the pass of both comes before the likelihoods, which it spares.
     """
     role: Model = "student" if model == "previous" else model  # as its own run asked it, whose journal may be reused
-    answers = [_answer_flow(prompt, role, sampling) for prompt in prompts] if sampling is not None else []
+    samples = most_samples(metrics)
+    flows = (_answer_flow(prompt, role, sampling, samples=samples) for prompt in prompts if sampling is not None)
+    answers = list(flows)
     indices = [index for index in shared_prompts(prompts) if index in references]
     before = {index: prompts[index].with_turns(references[index]) for index in indices}
     scores: list[NamedFlow] = [
@@ -286,10 +334,21 @@ def _pair_flows(
 
 
 def _answer_flow(
-    prompt: Prompt, role: str, sampling: Sampling, replica: int = 0, thoughts: Handling | None = None
+    prompt: Prompt,
+    role: str,
+    sampling: Sampling,
+    replica: int = 0,
+    thoughts: Handling | None = None,
+    samples: int = 1,
 ) -> NamedFlow:
     request = Request(role=role, messages=prompt.messages, sampling=sampling, replica=replica)
-    return prompt.id, partial(answer_to, request, prompt.later, thoughts=thoughts)
+    more = samples - 1 if prompt.asked_by is None else 0
+    return prompt.id, partial(answer_to, request, prompt.later, thoughts=thoughts, more=more)
+
+
+def most_samples(metrics: Iterable[Any]) -> int:
+    """How many samples of each answer the metrics need."""
+    return max((getattr(metric, "samples", 1) for metric in metrics), default=1)
 
 
 def _answers(model: Model, indices: Sequence[int], outcomes: Sequence[Outcome[ModelAnswer | None]]) -> ModelReplies:

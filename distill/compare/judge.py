@@ -20,6 +20,7 @@ from distill.core.hashing import unused_tag
 from distill.engine.providers import Provider
 from distill.recipe import Judging
 from distill.text.judge_replies import GradeScale, between_tags, read_grade
+from distill.text.references import shown
 from distill.text.verdicts import UNPARSED, read_verdict
 from distill.types import Completion, Failure, Flow, Message, Model, Request, Sampling
 
@@ -187,11 +188,12 @@ def _request(text: str, sampling: Sampling, *, again: bool = False) -> Request:
 def _question(kind: str, prompt: Prompt, answers: Sequence[tuple[str, ModelAnswer]], tag: str, options: Judging) -> str:
     """The message to the judge: criteria, and the texts between tags that none of them contains."""
     criteria = "\n".join(f"- {line}" for line in options.criteria or load("judges/quality.txt").splitlines())
-    if prompt.solution is not None:
+    solution = shown(prompt.solution)
+    if solution is not None:
         criteria += f"\n- {load('judges/reference.txt')}"
     parts = [("instructions", message.content) for message in prompt.messages if message.role == "system"]
     parts += [("request", _prompt_text(prompt))] if not prompt.later else []
-    parts += [("solution", prompt.solution)] if prompt.solution is not None else []
+    parts += [("solution", solution)] if solution is not None else []
     for place, answer in answers:
         parts += [(place, _dialogue(prompt, answer))]
     material = between_tags(parts, tag)
@@ -223,7 +225,7 @@ def _texts(prompt: Prompt, answers: Sequence[ModelAnswer]) -> list[str]:
 
 def tag_of(prompt: Prompt, answers: Sequence[ModelAnswer]) -> str:
     """Eight hexadecimal digits that none of the texts contains, the same in either order of the answers."""
-    text = "\n".join([*sorted(_texts(prompt, answers)), prompt.solution or ""])
+    text = "\n".join([*sorted(_texts(prompt, answers)), shown(prompt.solution) or ""])
     return unused_tag(text)
 
 

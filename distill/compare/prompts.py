@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 from distill.compare.metrics import ModelAnswer
 from distill.compare.metrics.instruction_checks import problem
 from distill.compare.results import EVERY, NAMES, ModelReplies, Prompt, shared_prompts
+from distill.core import console
 from distill.core.jsonl import read_sessions
 from distill.engine.journal.store import Journal
 from distill.errors import RecipeError, RunFolderError
 from distill.formats.containers import kind_of, rows, text_lines
 from distill.formats.json_rows import ForeignRow, RejectedRow
+from distill.text.references import carried, checks_in
 from distill.text.tokens import normalise
 from distill.types import MODELS, Completion, Message, Model, Session
 
@@ -56,6 +58,8 @@ def of_session(session: Session, journal: Journal) -> Prompt:
         teacher=session.meta.get("teacher"),
         again=0 if session.meta.get("replica") == 1 else 1,
         category=_category(session.meta),
+        solution=carried(session.meta),
+        checks=_instructions(session.meta, f"test.jsonl: session {session.id}"),
     )
 
 
@@ -72,7 +76,7 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
 
     A row has `turns` (as in MT-Bench and Vicuna's questions), `messages` (this project's and OpenAI's; answers are left
     out), or an `instruction`, `prompt` or `question`, with an optional `input`; and optionally an id, a `category` and
-    a `reference` solution. `system` is added to prompts without a system message. Raises `RecipeError` for a file
+    a `reference` and `checks`. `system` is added to prompts without a system message. Raises `RecipeError` for a file
     without prompts, a row that is no prompt, or a repeated id.
     """
     where = f"compare.prompts: {path}"
@@ -101,6 +105,17 @@ def of_metrics(metrics: Iterable[Any]) -> list[Prompt]:
     ]
 
 
+def notes_on_references(metrics: Iterable[Any], prompts: Sequence[Prompt]) -> list[str]:
+    """What metrics note of the prompts' references, or that none of the metrics reads them; printed, too."""
+    looks = [metric.look for metric in metrics if hasattr(metric, "look")]
+    notes = [note for look in looks for note in look([prompt.last_solution for prompt in prompts])]
+    if not looks and (known := sum("reference" in prompt.last_solution for prompt in prompts)):
+        notes.append(f"{known} of {len(prompts)} prompts have a reference, and no metric reads it; there is `accuracy`")
+    for note in notes:
+        console.warn(note)
+    return notes
+
+
 def _with_system(prompt: Prompt, system: str) -> Prompt:
     if not system or prompt.messages[0].role == "system":
         return prompt
@@ -123,31 +138,27 @@ def _prompt(row: ForeignRow, path: Path | str) -> Prompt:
             f"{', '.join(f'`{name}`' for name in QUESTIONS)}"
         )
     meta = row.value.get("meta")
-    solution = row.value.get("reference")
+    entries = {**(meta if isinstance(meta, dict) else {}), **row.value}
     return Prompt(
         _id(row.value) or f"prompt-{row.line}",
         messages,
-        category=_category({**(meta if isinstance(meta, dict) else {}), **row.value}),
+        category=_category(entries),
         later=later,
-        solution=_solution(solution),
-        checks=_checks(row, path),
+        solution={name: entries[name] for name in ("reference", "checks", "turns") if name in entries},
+        checks=_instructions(entries, f"compare.prompts: {path}, line {row.line}"),
     )
 
 
-def _checks(row: ForeignRow, path: Path | str) -> tuple[Mapping[str, Any], ...]:
+def _instructions(entries: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
     """The row's checkable instructions; a `checks` that is no list belongs to another format and is ignored."""
-    checks = row.value.get("checks")
+    checks = entries.get("checks")
     if not isinstance(checks, list):
         return ()
+    of_answers = list(checks_in(entries))
+    checks = [one for one in checks if one not in of_answers]
     if (wrong := next(filter(None, map(problem, checks)), None)) is not None:
-        raise RecipeError(f"compare.prompts: {path}, line {row.line}: checks: {wrong}")
+        raise RecipeError(f"{where}: checks: {wrong}")
     return tuple(checks)
-
-
-def _solution(value: Any) -> str | None:
-    parts = value if isinstance(value, list) else [value]
-    texts = [part for part in parts if isinstance(part, str) and part.strip()]
-    return "\n\n".join(texts) or None
 
 
 def _question_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
@@ -190,9 +201,10 @@ def recorded_answers(prompts: Sequence[Prompt], files: Mapping[Model, Path]) -> 
     """Answers from files, for the models that have one.
 
     A row has its answer as `text`, `output` (AlpacaEval), `answer`, `response`, `completion`, `turns`, or `choices`
-    with `turns` (FastChat). It belongs to the prompt with the same id, else with the same question, ignoring case and
-    white space; rows with the same question go to such prompts in order. Prompts without an answer are counted in a
-    note. Raises `RecipeError` for a file without an answer to any prompt, or with two answers to one.
+    with `turns` (FastChat), and may have `samples` of it. It belongs to the prompt with the same id, else with the same
+    question, ignoring case and white space; rows with the same question go to such prompts in order. Prompts without an
+    answer are counted in a note. Raises `RecipeError` for a file without an answer to any prompt, or with two answers
+    to one.
     """
     return [_replies_of_file(prompts, model, files[model]) for model in MODELS if model in files]
 
@@ -249,7 +261,8 @@ def _answer(row: Mapping[str, Any]) -> ModelAnswer | None:
     choices = row.get("choices")
     inner = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     turns = next((value for value in (row.get("turns"), inner.get("turns")) if isinstance(value, list) and value), None)
-    texts = turns or [value for name in ANSWERS if isinstance(value := row.get(name), str)][:1]
+    samples = value if isinstance(value := row.get("samples"), list) else []
+    texts = turns or [value for name in ANSWERS if isinstance(value := row.get(name), str)][:1] or samples[:1]
     if not texts or not all(isinstance(text, str) for text in texts):
         return None
     finish = row.get("finish")
@@ -259,6 +272,7 @@ def _answer(row: Mapping[str, Any]) -> ModelAnswer | None:
         finish if finish in ("stop", "length", "filtered") else "unknown",
         tokens if isinstance(tokens, int) else None,
         tuple(text.strip() for text in texts[:-1]),
+        tuple(text.strip() for text in samples if isinstance(text, str)),
     )
 
 

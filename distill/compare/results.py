@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from distill.compare.metrics import Measure, Metric, ModelAnswer, Sample, Scores
+from distill.text.references import carried
 from distill.types import MODELS, Message, Model
 
 EVERY = "all"
@@ -41,12 +42,17 @@ class Prompt:
     category: str = EVERY
     later: tuple[str, ...] = ()
     """The user's further turns, where the question has several."""
-    solution: str | None = None
-    """A correct answer by the prompt's author, which the judge sees."""
+    solution: Mapping[str, Any] = field(default_factory=dict)
+    """What the row has of `reference`, a right answer by the prompt's author, which the judge sees, and `checks`."""
     checks: tuple[Mapping[str, Any], ...] = ()
     """Instructions in it that a program can check."""
     asked_by: str | None = None
     """The metric that this prompt belongs to; `None` for prompts that all models are compared on."""
+
+    @property
+    def last_solution(self) -> Mapping[str, Any]:
+        """`reference` and `checks` of the last turn, whose answer is compared."""
+        return carried(self.solution, turn=-1)
 
     @property
     def question(self) -> str:
@@ -91,6 +97,8 @@ class ComparisonResults:
     prompts: Sequence[Prompt]
     answers: Mapping[Model, Mapping[int, ModelAnswer]]
     scores: Mapping[Model, Mapping[int, Scores]] = field(default_factory=dict)
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of scores.json by metrics, beside the measures."""
 
     @property
     def shared(self) -> list[int]:
@@ -108,10 +116,12 @@ def score_answers(
     replies: Iterable[ModelReplies],
     metrics: Sequence[Metric],
     folder: Path,
+    seed: int = 0,
 ) -> ComparisonResults:
     """All answers, with scores from likelihoods and from text metrics."""
     answers: dict[Model, Mapping[int, ModelAnswer]] = {}
     scores: dict[Model, dict[int, dict[str, float]]] = {}
+    tables: dict[str, Any] = {}
     for reply in replies:
         if reply.answers is not None:
             answers[reply.model] = reply.answers
@@ -125,7 +135,9 @@ def score_answers(
                 prepare(folder, own)
             for sample in own:
                 _add(scores, sample.model, sample.prompt, metric.score(sample))
-    return ComparisonResults(prompts, answers, scores)
+            if (more := getattr(metric, "tables", None)) is not None:
+                tables |= more(own, seed)
+    return ComparisonResults(prompts, answers, scores, tables)
 
 
 def _add(scores: dict[Model, dict[int, dict[str, float]]], model: Model, index: int, values: Scores) -> None:
@@ -139,7 +151,9 @@ def _sample(
 ) -> Sample:
     prompt, answer = prompts[index], answers[model][index]
     reference = answers.get("teacher", {}).get(index)
-    return Sample(prompt.with_turns(answer), model, answer, reference, prompt.category, index, prompt.checks)
+    return Sample(
+        prompt.with_turns(answer), model, answer, reference, prompt.category, index, prompt.checks, prompt.last_solution
+    )
 
 
 EXTRAS = ("surprise", "leak", "judge", "outcome", "coverage")
@@ -149,12 +163,12 @@ EXTRAS = ("surprise", "leak", "judge", "outcome", "coverage")
 def row(results: ComparisonResults, index: int, extras: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
     """A prompt's line of answers.jsonl; `extras` has the values of `EXTRAS` by prompt."""
     prompt = results.prompts[index]
-    optional = {"turns": prompt.later, "reference": prompt.solution}
+    optional = {"turns": prompt.later, "reference": prompt.solution.get("reference")}
     return {
         "id": prompt.id,
         "messages": prompt.messages,
         "category": prompt.category,
-        **{name: value for name, value in optional.items() if value},
+        **{name: value for name, value in optional.items() if value not in (None, (), [])},
         "answers": {
             model: _answer(results.answers[model][index]) for model in MODELS if index in results.answers.get(model, {})
         },
@@ -164,5 +178,5 @@ def row(results: ComparisonResults, index: int, extras: Mapping[str, Mapping[int
 
 
 def _answer(answer: ModelAnswer) -> dict[str, Any]:
-    earlier = {"earlier": answer.earlier} if answer.earlier else {}
-    return {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens, **earlier}
+    optional = {name: value for name, value in (("earlier", answer.earlier), ("samples", answer.samples)) if value}
+    return {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens, **optional}

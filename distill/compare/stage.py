@@ -19,14 +19,16 @@ from distill.compare.answers import (
     ask_endpoint,
     ask_here,
     ask_teacher_weights,
+    most_samples,
     pair_obstacle,
+    sample_teacher,
 )
 from distill.compare.judge import judge
 from distill.compare.judge_audit import conclude, judged_outcomes
 from distill.compare.lm_eval import benchmarks
 from distill.compare.local_model import Engines
 from distill.compare.metrics import METRICS, Metric
-from distill.compare.prompts import held_out, of_file, of_metrics, recorded_answers
+from distill.compare.prompts import held_out, notes_on_references, of_file, of_metrics, recorded_answers
 from distill.compare.results import ComparisonResults, ModelReplies, Prompt, row, score_answers
 from distill.compare.stats import LEVEL, RESAMPLES
 from distill.compare.summary import absence_notes, entry_of, leading, outcomes_by, remarks, summary, with_judge
@@ -112,11 +114,12 @@ def compare(
     answers.
     """
     common_prompts = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
+    notes = notes_on_references(metrics, common_prompts)
     questions = [*common_prompts, *of_metrics(metrics)]
     if questions and sides.models_here and any(metric.scope == "pair" for metric in metrics):
         sides = replace(sides, no_pairs=pair_obstacle(sides.teacher_weights, current(folder)))
     replies = _ask(questions, current(folder), engine, metrics, sampling, seed, sides)
-    results = score_answers(questions, replies, metrics, folder)
+    results = score_answers(questions, replies, metrics, folder, seed)
     bench = sides.judge if common_prompts else None
     verdicts = judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling) if bench else None
     measures, extras = _measures(folder, results, replies, verdicts, metrics, sides, seed, usd(), own=prompts is None)
@@ -126,6 +129,8 @@ def compare(
         "held_out": prompts is None,
         "method": _method(sampling, seed, has_generated=not set(results.answers) <= set(sides.recorded)),
         **measures,
+        "notes": [*notes, *measures["notes"]],
+        **results.tables,
         **({"lm_eval": benchmarks(folder, tasks, seed=seed)} if tasks is not None else {}),
     }
     write_json(folder / "scores.json", scores)
@@ -167,9 +172,13 @@ def _ask(
                 prompts, "teacher_again", engine, sides.teachers, sampling, replica=None, thoughts=sides.thoughts
             )
             replies.append(asked)
+    if (samples := most_samples(metrics)) > 1 and sides.teachers and "teacher" not in sides.recorded:
+        replies = sample_teacher(
+            prompts, replies, engine, sides.teachers, sampling, samples=samples, thoughts=sides.thoughts
+        )
     sides.release_teacher()
     for model, provider in sides.endpoints.items():
-        replies.append(ask_endpoint(prompts, model, engine, {model: provider}, sampling))
+        replies.append(ask_endpoint(prompts, model, engine, {model: provider}, sampling, samples=samples))
     if not sides.models_here:
         return replies
     references = next((reply.answers for reply in reversed(replies) if reply.model == "teacher"), None) or {}
@@ -343,7 +352,7 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
             engine=engine,
             journal=context.journal,
             metrics=metrics,
-            sampling=_sampling(context.recipe),
+            sampling=sampling_of(context.recipe),
             seed=context.recipe.seed,
             sides=_sides(context, section),
             prompts=Path(section.prompts) if section.prompts is not None else None,
@@ -355,7 +364,7 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
         account(context, "compare", record, tallies)
 
 
-def _sampling(loaded: recipe.Recipe) -> Sampling:
+def sampling_of(loaded: recipe.Recipe) -> Sampling:
     """Sampling of all models: the section's, else the teacher's."""
     teacher = loaded.main_teacher
     own = loaded.compare.sampling if loaded.compare is not None else None

@@ -85,6 +85,17 @@ def mean_interval(values: Sequence[float], *, seed: int = 0, resamples: int = RE
     return Interval(float(columns.mean()), low, high, len(values))
 
 
+def interval_of(
+    columns: Floats, statistic: Callable[[Floats], Floats], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """A statistic of columns of numbers, (prompts, columns), and its 95% interval over resampled prompts.
+
+    `statistic` maps means of the columns, (rows, columns), to one number per row.
+    """
+    low, high = _ends(statistic(_resampled_means(columns, seed, resamples)), len(columns))
+    return Interval(float(statistic(columns.mean(axis=0, keepdims=True))[0]), low, high, len(columns))
+
+
 def clustered_interval(
     values: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval | None:

@@ -73,14 +73,15 @@ def with_judge(summary: Mapping[str, Any], judged: Mapping[str, Any]) -> dict[st
 def leading(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]) -> Measure | None:
     """The measure that the headline begins with.
 
-    A likeness with a share of the gap, else any likeness, else any measure with a direction.
+    One of right answers, else a likeness with a share of the gap, else any likeness, else any measure with a direction.
     """
     candidates = [
         one for one in measures if one.name in entries and entries[one.name]["student_minus_base"] is not None
     ]
+    right = [one for one in candidates if one.correctness]
     likenesses = [one for one in candidates if one.likeness]
     shares = [one for one in likenesses if entries[one.name]["gap_closed"] is not None]
-    return next(iter([*shares, *likenesses, *(one for one in candidates if one.better != "near 1")]), None)
+    return next(iter([*right, *shares, *likenesses, *(one for one in candidates if one.better != "near 1")]), None)
 
 
 def _cut_share(answers: Sequence[ModelAnswer]) -> float | None:
@@ -103,6 +104,7 @@ def entry_of(
         "unit": measure.unit,
         "better": measure.better,
         "explanation": measure.explanation,
+        **({"correctness": True} if measure.correctness else {}),
         "note": "; ".join(filter(None, [absent and f"absent: {absent}", figures.pop("note")])) or None,
         **figures,
         "categories": by_category(
@@ -227,12 +229,15 @@ def headline(prompts: int, metrics: Mapping[str, Mapping[str, Any]], lead: str |
 
 
 def _lead_of_page(prompts: int, entry: Mapping[str, Any] | None, what: str) -> str:
-    """The share of the gap, else the difference."""
+    """The right answers; else the share of the gap, else the difference."""
     if entry is None:
         return (
             f"The student was compared on {_prompts_of(prompts, prompts, what)}, but no measure has a value for both "
             "it and its base"
         )
+    if entry.get("correctness"):
+        teacher = f", and the teacher has {_number(entry['by']['teacher'].mean)}" if "teacher" in entry["by"] else ""
+        return f"On {_prompts_of(entry['student_minus_base'].n, prompts, what)}: {_against_base(entry, teacher)}"
     if (gap := entry["gap_closed"]) is not None:
         end = "the teacher" if entry["gap_target"] == "teacher" else "the teacher's own second answers"
         interval = f"95% CI {_percent(gap.low)} to {_percent(gap.high)}"

@@ -1,4 +1,4 @@
-"""Rows of plain tables whose columns the user names: a question, its answer and a system message."""
+"""Rows of plain tables whose columns the user names: a question, its answer, a system message and a reference."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from distill.core.registry import suggest
 from distill.errors import RecipeError, shorten
 from distill.formats import schemas
 from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
-from distill.formats.parsed_row import ID_KEYS, META_KEYS, Columns, ParsedRow
+from distill.formats.parsed_row import ID_KEYS, LABEL_KEYS, META_KEYS, REFERENCE_KEYS, Columns, ParsedRow
 from distill.formats.single_turn import single
+from distill.text.references import carried
 
 PEEKED = 20
 """Rows of which at least one must have each named column."""
@@ -25,17 +26,20 @@ MOST_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class NamedColumns:
-    """The columns that hold a row's question, answer and system message; names without case."""
+    """The columns that hold a row's question, answer, system message and reference; names without case."""
 
-    prompt: str
+    prompt: str | None = None
+    """Without it, question and answer are read by the row's known format."""
     answer: str | None = None
     system: str | None = None
+    reference: str | None = None
 
     def parse(self, rows: Rows, place: object) -> Iterator[ParsedRow | RejectedRow]:
         """The contents of every row. Raises `RecipeError` for a column that the first rows of `place` lack."""
         peeked = list(islice(rows, PEEKED))
         self.require([row for row in peeked if isinstance(row, ForeignRow)], place)
-        return schemas.parse(chain(peeked, rows), self._shape, named=True)
+        is_label = self.reference is not None and self.reference.lower() in LABEL_KEYS
+        return schemas.parse(chain(peeked, rows), self._shape, named=self.prompt is not None or is_label)
 
     def require(self, rows: Sequence[ForeignRow], place: object) -> None:
         """Raise `RecipeError` for a column that none of the rows has."""
@@ -54,18 +58,28 @@ class NamedColumns:
         return {key: name for key, name in names.items() if name is not None}
 
     def _shape(self, row: ForeignRow) -> Iterator[ParsedRow | RejectedRow]:
+        meta = {} if self.reference is None else carried({"reference": row.value.get(self.reference.lower())})
+        for parsed in self._unreferenced(row):
+            yield replace(parsed, meta={**parsed.meta, **meta}) if isinstance(parsed, ParsedRow) else parsed
+
+    def _unreferenced(self, row: ForeignRow) -> Iterator[ParsedRow | RejectedRow]:
+        if self.prompt is None:
+            return schemas.shape_for(row)(row)
         named = {key: _as_text(row.value.get(name.lower())) for key, name in self._by_key().items()}
-        kept = {key: row.value[key] for key in (*ID_KEYS, *META_KEYS) if key in row.value}
-        yield from single(replace(row, value=Columns({**kept, **named})))
+        kept = {key: row.value[key] for key in (*ID_KEYS, *META_KEYS, *REFERENCE_KEYS) if key in row.value}
+        return single(replace(row, value=Columns({**kept, **named})))
 
 
-def named_columns(prompt: str | None, answer: str | None, system: str | None) -> NamedColumns | None:
-    """The columns that a recipe or a command names; `None` for none. Raises `RecipeError` without `prompt`."""
-    if prompt is not None:
-        return NamedColumns(prompt, answer, system)
-    if answer is not None or system is not None:
+def named_columns(
+    prompt: str | None, answer: str | None, system: str | None, reference: str | None = None
+) -> NamedColumns | None:
+    """The columns that a recipe or a command names; `None` for none.
+
+    Raises `RecipeError` for an answer or a system message without `prompt`.
+    """
+    if prompt is None and (answer is not None or system is not None):
         raise RecipeError("answer and system name columns beside that of the prompt; name it as well: prompt")
-    return None
+    return NamedColumns(prompt, answer, system, reference) if prompt is not None or reference is not None else None
 
 
 def _as_text(value: Any) -> Any:

@@ -19,6 +19,7 @@ from distill.formats.turns import (
     turns_of,
     with_system,
 )
+from distill.text import references
 from distill.types import Message
 
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
@@ -28,6 +29,8 @@ ID_KEYS = ("id", "conversation_id", "prompt_id", "message_tree_id")
 """The first usable one names a row."""
 META_KEYS = ("category",)
 """Columns that become meta."""
+REFERENCE_KEYS = ("reference", "checks")
+"""Columns of the right answer and of how answers are checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +114,21 @@ def conversation(row: ForeignRow, turns: Sequence[Turn], repairs: Sequence[str] 
         messages=messages_of(usable),
         instruction=next(turn.content for turn in usable if turn.role == "user"),
         id=row_id(row),
-        meta={**meta, **weights_meta(usable)},
+        meta={**meta, **reference_of(row), **weights_meta(usable)},
         repairs=tuple(dict.fromkeys([*repairs, *more, *cuts])),
     )
+
+
+def reference_of(row: ForeignRow) -> dict[str, Any]:
+    """The `reference` and `checks` of a row, as meta. Raises `MalformedRow` for a faulty check."""
+    entries = {name: row.value[name] for name in REFERENCE_KEYS if name in row.value}
+    if "checks" in entries and not isinstance(entries["checks"], list):
+        del entries["checks"]
+    try:
+        references.read(entries, references.Check())
+    except ValueError as error:
+        raise MalformedRow("bad_check", str(error)) from error
+    return references.carried(entries)
 
 
 def conversation_turns(row: ForeignRow, keys: Sequence[str]) -> list[Turn]:

@@ -20,6 +20,7 @@ from distill.formats.parsed_row import (
     conversation,
     conversation_turns,
     messages_of,
+    reference_of,
     require_usable,
     row_id,
     text_of,
@@ -52,7 +53,7 @@ TASK_KEYS = ("prompt", "question", "query", "problem")
 OUR_KEYS = frozenset(("id", "messages", "rejected", "meta", "verdicts"))
 OUR_MARKS = (("importer",), ("strategy", "teacher"), ("answered_by",), tuple(FIRST_META))
 """Keys in the meta of sessions that this program wrote: imported, collected, of a chat, or the first of a file."""
-OUR_TASK_KEYS = frozenset(("id", "instruction", "input", "meta"))
+OUR_TASK_KEYS = frozenset(("id", "instruction", "input", "meta", "reference", "checks"))
 SERVICE_ERROR = "Too many requests in 1 hour"
 """Shown on ChatGPT's page instead of an answer."""
 TASK_EXPECTED = 'expected an object with the key `instruction`, such as {"instruction": "Name three rivers."}'
@@ -73,7 +74,7 @@ def parse(rows: Rows, shape: Shape | None = None, *, named: bool = False) -> Ite
             if not named:
                 require_usable(row.value)
             columns = Columns(row.value)
-            for item in (shape or _shape_for(row))(replace(row, value=columns)):
+            for item in (shape or shape_for(row))(replace(row, value=columns)):
                 yield _noted(item, row, columns) if isinstance(item, ParsedRow) else item
         except MalformedRow as fault:
             yield RejectedRow(row.line, fault.reason, str(fault))
@@ -140,7 +141,8 @@ def _is_ours(row: Mapping[str, Any]) -> bool:
     return row.keys() <= OUR_KEYS and isinstance(meta, dict) and any(meta.keys() >= set(marks) for marks in OUR_MARKS)
 
 
-def _shape_for(row: ForeignRow) -> Shape:
+def shape_for(row: ForeignRow) -> Shape:
+    """The shape that a row's keys indicate. Raises `MalformedRow` for an unknown one."""
     name = name_of(row.value)
     if name is None or name not in SHAPES:
         keys = ", ".join(sorted(map(str, row.value))[:8])
@@ -155,11 +157,12 @@ def self_instruct(row: ForeignRow) -> Iterator[ParsedRow | RejectedRow]:
         raise MalformedRow("no_instances", "`instances` is no list, or is empty")
     task = {"instruction": text_of(row, "instruction"), "id": row_id(row)}
     meta = {name: row.value[name] for name in ("name", "is_classification") if name in row.value}
+    meta |= reference_of(row)
     for number, instance in enumerate(instances, start=1):
         values = {**(instance if isinstance(instance, dict) else {}), **task}
         try:
             for parsed in single(ForeignRow(row.line, values)):
-                yield replace(parsed, meta=meta, again=number > 1)
+                yield replace(parsed, meta={**parsed.meta, **meta}, again=number > 1)
         except MalformedRow as fault:
             yield RejectedRow(row.line, fault.reason, f"instance {number}: {fault}")
 
@@ -169,10 +172,10 @@ def questions(row: ForeignRow) -> Iterator[ParsedRow]:
     turns = row.value.get("turns")
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise MalformedRow("no_turns", "`turns` is no list of texts")
-    meta = {name: row.value[name] for name in ("category", "reference") if name in row.value}
+    meta = {"category": row.value["category"]} if "category" in row.value else {}
     id = usable_id(row.value.get("question_id"))
     parsed = replace(conversation(row, [Turn("user", turns[0])]), id=id if id is not None else row_id(row))
-    yield replace(parsed, meta={**meta, **({"turns": turns} if len(turns) > 1 else {})})
+    yield replace(parsed, meta={**parsed.meta, **meta, **({"turns": turns} if len(turns) > 1 else {})})
 
 
 def openai(row: ForeignRow) -> Iterator[ParsedRow]:
@@ -218,6 +221,7 @@ def own(row: ForeignRow) -> Iterator[ParsedRow]:
         instruction, input = _task_text(row), text_of(row, "input", required=False)
         question = f"{instruction}\n\n{input}" if input.strip() else instruction
         messages: tuple[Message, ...] = (Message("user", question),)
+        meta = {**meta, **reference_of(row)}
         yield ParsedRow(
             line=row.line, messages=messages, instruction=instruction, input=input, id=row_id(row), meta=meta
         )

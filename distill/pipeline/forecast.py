@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.compare.answers import most_samples
 from distill.compare.judge import REPLY_TOKENS
 from distill.compare.metrics.instructions import Instructions
 from distill.compare.prompts import of_file, of_metrics
@@ -22,7 +23,7 @@ from distill.expand.pool import FEWEST_OUTSTANDING, MOST_OUTSTANDING, ProposalCo
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
 from distill.pipeline import signal_forecast
-from distill.pipeline.requirements import known_faults, warnings
+from distill.pipeline.requirements import known_faults, reference_warnings, warnings
 from distill.pipeline.student_forecast import training_lines
 from distill.recipe import Asks, Collect, Compare, Judging, Recipe, Teacher
 from distill.run.context import _with_samplings
@@ -56,8 +57,8 @@ def lines(recipe: Recipe, *, probed: bool = True, run: Path | None = None) -> li
     texts += _spending(recipe, run)
     if recipe.train is not None:
         require_trackers(recipe.train.options.report_to)
-    texts += training_lines(recipe) + _signals(recipe, run)
-    return texts + warnings(recipe) + (known_faults(recipe) if probed else [])
+    texts += training_lines(recipe) + _signals(recipe, run) + warnings(recipe) + reference_warnings(recipe)
+    return texts + (known_faults(recipe) if probed else [])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,18 +273,22 @@ def _comparing(recipe: Recipe, compare: Compare, prompt: int) -> Iterator[StageF
     """The teacher's requests: one per held-out prompt, two per other prompt, none where its answers are recorded.
 
     Other prompts are those of `compare.prompts` and of the metric `instructions`. An endpoint that answers as student
-    or base is asked each prompt once.
+    or base is asked each prompt once. The samples that a metric needs come on top.
     """
     own = [Instructions(one.options) for one in compare.metrics if isinstance(one.options, Instructions.Options)]
-    others = [*of_metrics(own), *(of_file(Path(compare.prompts)) if compare.prompts is not None else ())]
+    of_prompts = of_file(Path(compare.prompts)) if compare.prompts is not None else ()
+    others = [*of_metrics(own), *of_prompts]
     later = sum(1 + len(prompt.later) for prompt in others)
     before = recipe.held_out.count if compare.prompts is None else 0
     times = 1 if "teacher_again" in compare.answers else 2
+    samples = most_samples(one.options for one in compare.metrics)
+    more = (samples - 1) * (before + len(of_prompts))
     asked: dict[str, tuple[Sequence[Teacher], int]] = {
-        f"compare ({side})": ((one,), before + later) for side, one in recipe.respondents.items()
+        f"compare ({side})": ((one,), before + later + more) for side, one in recipe.respondents.items()
     }
     if "teacher" not in compare.answers:
-        asked = {"compare": (recipe.teachers, before * (times - 1) + times * later), **asked}
+        again = more + before + len(of_prompts) if more else 0
+        asked = {"compare": (recipe.teachers, before * (times - 1) + times * later + again), **asked}
     for stage, (models, requests) in asked.items():
         samplings = [compare.sampling or model.sampling for model in models]
         bound = _longest(one.sampling() for one in samplings)

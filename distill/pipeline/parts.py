@@ -99,7 +99,7 @@ def load_recipe(
 def _with_format(source: Data, file: str | Path) -> Data:
     """The source with the format of its file, guessed where the recipe has none, and with its columns looked up."""
     try:
-        columns = named_columns(source.prompt, source.answer, source.system)
+        columns = named_columns(source.prompt, source.answer, source.system, source.reference)
         if source.path is None or (source.format is not None and columns is None):
             return source
         guessed, _ = importers.guess(source.path, columns)

@@ -66,6 +66,7 @@ _UNITS = {
     "documents": "limit",
     "items": "batch",
     "answers": "samples",
+    "the reference's own unit": "tolerance",
     "exchanges": "exchanges min_rounds max_rounds",
     "rounds": "rounds",
     "times": "attempts loop",

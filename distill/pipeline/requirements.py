@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
+from typing import Any
 
+from distill.compare.prompts import of_file
+from distill.compare.stage import sampling_of
 from distill.core import credentials, processes, registry
 from distill.core.extras import install
 from distill.curate.filters import FILTERS
@@ -15,10 +18,12 @@ from distill.curate.stage import roles_of_filters
 from distill.engine import probe
 from distill.engine.probe import Findings
 from distill.errors import MissingPackage, RecipeError, StageIncomplete
+from distill.formats.importers import load_tasks
 from distill.models.child_server import NO_VLLM
-from distill.recipe import Recipe, Teacher
+from distill.recipe import CheckOptions, Recipe, Teacher
 from distill.run.context import BASE
 from distill.run.record import run_record
+from distill.text import references
 from distill.train.objectives import OBJECTIVES
 from distill.train.trackers import require_trackers
 
@@ -56,13 +61,20 @@ def require_results(folder: Path) -> None:
 
 
 def require_roles(file: str | Path, recipe: Recipe) -> None:
-    """Raise `RecipeError` where a shipped curation rule or the objective asks a model that the recipe does not have."""
+    """Raise `RecipeError` where a part asks a model that the recipe lacks, or draws samples at temperature 0."""
     has = {"judge": recipe.teacher is not None, "base": recipe.student is not None}
     needs = {"judge": "a `teacher` to grade (or a `judge`)", "base": "a `student`, whose model it asks"}
     for rule in recipe.curate or ():
         part = registry.part(FILTERS, rule.filter, kind="filter") if ":" not in rule.filter else None
         if not has.get(role := getattr(part, "role", ""), True):
             raise RecipeError(f"{file}: curate.{rule.filter}: needs {needs[role]}")
+    metrics = recipe.compare.metrics if recipe.compare is not None else ()
+    several = [one.metric for one in metrics if getattr(one.options, "samples", 1) > 1]
+    if several and sampling_of(recipe).temperature == 0:
+        raise RecipeError(
+            f"{file}: compare.metrics.{several[0]}.samples: at temperature 0 all samples are the same; set"
+            " compare.sampling.temperature above it, or leave out samples"
+        )
     if recipe.train is not None and ":" not in (kind := recipe.train.objective.kind):
         objective = registry.part(OBJECTIVES, kind, kind="objective")(recipe.train.objective.options)
         if fault := objective.fault(recipe):
@@ -167,3 +179,55 @@ def compares_here(recipe: Recipe) -> bool:
     return section is not None and any(
         getattr(section, side) is None and side not in section.answers for side in ("student", "base")
     )
+
+
+# References
+
+
+def reference_warnings(recipe: Recipe) -> list[str]:
+    """A line for each part that can check some of the given rows alone.
+
+    Raises `RecipeError` where it can check none. Rows of `expand` and `sources` are not looked at.
+    """
+    parts = list(_parts(recipe))
+    given = {kind: _given_rows(recipe, kind) for kind in dict.fromkeys(kind for *_, kind in parts)}
+    return [line for where, options, kind in parts for line in _faults(where, options, given[kind])]
+
+
+def _given_rows(recipe: Recipe, kind: str) -> Mapping[str, Mapping[str, Any]]:
+    """What the rows of a given file have of references, by id; empty without a file."""
+    if kind == "task" and recipe.collect is not None and recipe.collect.tasks is not None:
+        return {task.id: task.meta for task in load_tasks(Path(recipe.collect.tasks))}
+    if kind == "prompt" and recipe.compare is not None and recipe.compare.prompts is not None:
+        return {prompt.id: prompt.last_solution for prompt in of_file(Path(recipe.compare.prompts))}
+    return {}
+
+
+def _parts(recipe: Recipe) -> Iterator[tuple[str, CheckOptions, str]]:
+    """The parts that check answers: the name, the options, and the kind of rows."""
+    if recipe.collect is not None and getattr(recipe.collect.options, "pick", "") == "check":
+        yield "collect", recipe.collect.options, "task"
+    for rule in recipe.curate or ():
+        if isinstance(rule.options, CheckOptions) and not recipe.sources:
+            yield f"curate.{rule.filter}", rule.options, "task"
+    for metric in recipe.compare.metrics if recipe.compare is not None else ():
+        if isinstance(metric.options, CheckOptions) and getattr(metric.options, "samples", 1) == 1:
+            is_own = recipe.compare is not None and recipe.compare.prompts is None
+            yield f"compare.metrics.{metric.metric}", metric.options, "task" if is_own else "prompt"
+
+
+def _faults(where: str, options: CheckOptions, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    may_lack = getattr(options, "unreferenced", "drop") == "keep"
+    faults = {
+        id: references.fault(meta, options.default_check)
+        for id, meta in rows.items()
+        if references.raw(meta) is not None or not may_lack
+    }
+    faulty = {id: fault for id, fault in faults.items() if fault is not None}
+    if not faulty:
+        return
+    id, fault = next(iter(faulty.items()))
+    line = f"{where}: {len(faulty)} of {len(rows)} rows cannot be checked, the first {id}: {fault}"
+    if len(faulty) == len(rows):
+        raise RecipeError(line)
+    yield f"warning: {line}"

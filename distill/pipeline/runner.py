@@ -17,7 +17,7 @@ from distill.pipeline.consent import require_consent
 from distill.pipeline.early_check import try_before_paying
 from distill.pipeline.origins import load_addressed, origin_of
 from distill.pipeline.parts import Overrides, Source, folder_of
-from distill.pipeline.requirements import known_faults, require, require_results
+from distill.pipeline.requirements import known_faults, reference_warnings, require, require_results
 from distill.pipeline.stages import PIPELINE
 from distill.pipeline.staleness import adopt, as_it_would_begin, few, revision_remarks
 from distill.recipe import Recipe, reach_of
@@ -63,7 +63,7 @@ def run_recipe(
             console.say(line)
     require(recipe, names, options.allowed)
     teachers = teachers_of(recipe, folder)
-    for line in known_faults(recipe):
+    for line in [*known_faults(recipe), *reference_warnings(recipe)]:
         console.warn(line.removeprefix("warning: "))
     origin = origin_of(source, overrides)
     with (

@@ -6,6 +6,7 @@ part's own options; callers pass them in as `Parts`, so that this package knows 
 
 from __future__ import annotations
 
+from distill.recipe.checks import CheckOptions
 from distill.recipe.comparison import Benchmarks, Compare, Judging, Metric
 from distill.recipe.loading import load, load_recorded
 from distill.recipe.reach import Reach, reach_of
@@ -34,6 +35,7 @@ __all__ = [
     "Asks",
     "BaseOptions",
     "Benchmarks",
+    "CheckOptions",
     "Collect",
     "Compare",
     "Expand",

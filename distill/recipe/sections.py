@@ -272,6 +272,8 @@ class Source(BaseOptions):
     """Column of the answer; with `prompt`."""
     system: str | None = None
     """Column of the system message; with `prompt`."""
+    reference: str | None = None
+    """Column of the right answer, by which answers are checked."""
     path: str | None = None
     """A file or folder of that format …"""
     hub: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")] | None = None

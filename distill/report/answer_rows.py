@@ -12,6 +12,7 @@ from distill.report import token_shading
 from distill.report.numbers import Row, as_text, fixed, number
 from distill.run import funnel
 from distill.run.scores import Comparison, finite
+from distill.text import references
 from distill.text.tokens import visible
 from distill.types import MODELS
 
@@ -22,9 +23,9 @@ MAX_PAGE_TEXT = 1_900_000
 LEAST_TEXT = 400
 REASON_PART = 10
 """A judge's reason may have a tenth of the characters of a text; a prompt has up to nine reasons."""
-BADGES = {"rouge_l": "ROUGE-L", "nll_per_byte": "NLL/byte", "repetition": "repetition"}
+BADGES = {"accuracy": "right", "rouge_l": "ROUGE-L", "nll_per_byte": "NLL/byte", "repetition": "repetition"}
 """Metrics shown on an answer that has them."""
-VIEWED = frozenset((*BADGES, "similarity", "style_distance", "instructions"))
+VIEWED = frozenset((*BADGES, "field_f1", "similarity", "style_distance", "instructions"))
 """Measures that the viewer shows of an answer."""
 MAX_NEAR = 160
 """Characters shown of a nearby training prompt."""
@@ -69,7 +70,15 @@ def card(row: Row, titles: Mapping[str, str]) -> dict[str, Any]:
         _answer(model, answers.get(model), scores.get(model) or {})
         for model in ("base", *(["previous"] if "previous" in answers else []), "student", "teacher")
     ]
-    return {"id": str(row.get("id")), **conversation(row), "answers": columns, "why": why(row, titles)}
+    reference = _reference(row, MAX_TEXT)
+    entry = {"id": str(row.get("id")), **conversation(row), "answers": columns, "why": why(row, titles)}
+    return {**entry, "reference": reference}
+
+
+def _reference(row: Row, limit: int) -> str | None:
+    """The prompt's right answer, shortened; `None` without one."""
+    shown = references.shown(row)
+    return None if shown is None else shorten(shown, limit)
 
 
 def why(row: Row, titles: Mapping[str, str]) -> str:
@@ -185,6 +194,7 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str], tokens: Mapping[str
     """One prompt for the viewer; empty entries are left out."""
     optional = {
         "turns": [_shortened(turn, limit) for turn in row.get("turns") or []],
+        "reference": _reference(row, limit),
         "outcome": row.get("outcome"),
         "judge": _shorter(row.get("judge"), limit // REASON_PART),
         "leak": row.get("leak"),

@@ -259,8 +259,9 @@ def _prompts(scores: Comparison) -> str:
 
 def _correctness(scores: Comparison) -> str | None:
     """A warning where no measure judges correctness (Gudibande et al., 2023)."""
-    if scores.judge or scores.lm_eval or scores.metrics.get("instructions", Measured()).by:
-        return None
+    right = [one for one in scores.metrics.values() if one.correctness and one.by]
+    if scores.judge or scores.lm_eval or right or scores.metrics.get("instructions", Measured()).by:
+        return f"by references, on {max(one.n or 0 for one in right[0].by.values())} prompts" if right else None
     likeness = f"how like the {scores.titles['teacher'].lower()} the answers sound"
     return f"not measured: no judge, no checked instructions; these numbers say {likeness}"
 

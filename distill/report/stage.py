@@ -19,7 +19,7 @@ from distill.core import student_folder
 from distill.core.files import write_atomically
 from distill.core.hashing import json_sha256
 from distill.core.student_folder import current, is_student
-from distill.report import answer_rows, comparison, numbers, run_sections
+from distill.report import answer_rows, comparison, label_tables, numbers, run_sections
 from distill.report.comparison import facts
 from distill.run import funnel, model_card, students
 from distill.run.context import Context
@@ -108,6 +108,7 @@ def _comparison_parts(folder: Path, record: RunRecord, title: str) -> dict[str, 
         "trust": comparison.trust(shown_scores, record, metrics) if scores else [],
         "metrics": metrics,
         "judge": comparison.judge(shown_scores.judge),
+        "labels": label_tables.labels(shown_scores.labels),
         "benchmarks": comparison.benchmarks(shown_scores.lm_eval),
         "notes": shown_scores.notes,
         "worst": [answer_rows.card(row, titles) for row in answer_rows.worst_first(answers)[: answer_rows.WORST]],

@@ -70,6 +70,8 @@ class Measured:
     better: str = ""
     """`lower`, `higher`, `near 1`, or `teacher`: the nearer to the teacher's value."""
     explanation: str = ""
+    correctness: bool = False
+    """Whether it measures if answers are right."""
     by: Annotated[Mapping[str, Estimate], BeforeValidator(_means)] = field(default_factory=dict)
     """By model (`base`, `student`, `teacher`, `teacher_again`), where it has the measure."""
     student_minus_base: Interval = None
@@ -168,6 +170,41 @@ OF_DATA = "the answers of the data, in place of a teacher's"
 
 
 @dataclass(frozen=True, slots=True)
+class LabelFigures:
+    """One model's figures on one label."""
+
+    label: str
+    precision: Number = None
+    recall: Number = None
+    f1: Number = None
+    support: int | None = None
+    """Prompts whose right label it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTable:
+    """One model's answers by labels."""
+
+    n: int | None = None
+    """Prompts."""
+    matrix: tuple[tuple[int, ...], ...] = ()
+    """Prompts by right label (rows) and given one (columns, the last for none)."""
+    per_label: tuple[LabelFigures, ...] = ()
+    macro_f1: Interval = None
+    macro_precision: Interval = None
+    macro_recall: Interval = None
+    micro_f1: Interval = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScores:
+    """The entry `labels`."""
+
+    labels: tuple[str, ...] = ()
+    by: Mapping[str, LabelTable] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """The contents of scores.json; the file has more fields."""
 
@@ -190,6 +227,7 @@ class Comparison:
     leaks: Mapping[str, Any] | None = field(default_factory=dict)
     """`None` where it is unknown whether prompts were trained on."""
     lm_eval: TaskScores | None = None
+    labels: LabelScores | None = None
 
     @property
     def leading(self) -> Measured | None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from fractions import Fraction
-from functools import cache
-from typing import Any, Literal, TypeAlias
+from functools import cache, lru_cache
+from typing import Any
+from unicodedata import category, normalize
 
 import re2
 
 from distill.text.tokens import normalise
+from distill.text.words import phrase_pattern
 
 _ANNOUNCED = re.compile(
     r"(?:####|\b(?:final answer|answer|result|solution)\b\s*(?:is|are|[:=])\s*[:=]?)\s*([^\n]+)", re.IGNORECASE
 )
 _NUMBER = re.compile(
-    r"(?:(?<![\d.])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3}){1,10}|\d{1,30})(?:\.\d{1,30}|/\d{1,30})?|(?<!\d)\.\d{1,30})(?![\d/])"
+    r"(?:(?<![\d.])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3}){1,10}|\d{1,30})(?:(?:\.\d{1,30})?(?:[eE][-+]?\d{1,3})?|/\d{1,30})|(?<!\d)\.\d{1,30})"
+    r"(?![\d/])"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
@@ -74,11 +77,12 @@ def number(text: str) -> Fraction | None:
         return None
 
 
-def same_number(text: str, reference: str) -> bool:
-    """Whether the final answer's number equals the reference's exactly; 0.5 equals 1/2."""
+def same_number(text: str, reference: str, tolerance: float = 0.0) -> bool:
+    """Whether the final answer's number is within `tolerance` of the reference's; at 0, 0.5 equals 1/2 alone."""
     expected = number(reference)
     value = number(_without_aside(final_answer(text)))
-    return expected is not None and (value if value is not None else number(text)) == expected
+    value = value if value is not None else number(text)
+    return expected is not None and value is not None and abs(value - expected) <= Fraction(str(tolerance))
 
 
 def _without_aside(final: str) -> str:
@@ -97,8 +101,6 @@ def vote(text: str) -> str:
     return str(value) if is_number else final.casefold()
 
 
-Checking: TypeAlias = Literal["numeric", "exact", "contains", "regex"]
-
 LONGEST_PATTERN = 200
 """Longest regular expression in a task, in characters."""
 MOST_BYTES = 1 << 18
@@ -108,12 +110,12 @@ MOST_BYTES = 1 << 18
 def pattern_fault(pattern: str) -> str | None:
     """Why a pattern is refused; `None` for a valid one."""
     if len(pattern) > LONGEST_PATTERN:
-        return f"meta.answer is a pattern of {len(pattern)} characters, at most {LONGEST_PATTERN} are taken"
+        return f"is a pattern of {len(pattern)} characters, at most {LONGEST_PATTERN} are taken"
     try:
         _compile(pattern)
     except re2.error as error:
         info = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else error
-        return f"meta.answer is no regular expression of RE2 ({info}); it has no look-arounds and no back-references"
+        return f"is no regular expression of RE2 ({info}); it has no look-arounds and no back-references"
     return None
 
 
@@ -135,9 +137,52 @@ def _utf8(text: str) -> bytes:
     return text.encode(errors="replace")
 
 
-CHECKS: Mapping[Checking, Callable[[str, str], bool]] = {
-    "numeric": same_number,
-    "exact": lambda text, reference: normalise(final_answer(text)) == normalise(final_answer(reference)),
-    "contains": lambda text, reference: normalise(reference) in normalise(text),
-    "regex": lambda text, reference: _compile(reference).search(_utf8(text[-LONGEST_LOOKED_AT:])) is not None,
-}
+def matches(text: str, pattern: str) -> bool:
+    """Whether a valid pattern of RE2 is found in the last `LONGEST_LOOKED_AT` characters."""
+    return _compile(pattern).search(_utf8(text[-LONGEST_LOOKED_AT:])) is not None
+
+
+def same_text(text: str, reference: str) -> bool:
+    """Whether the final answers are the same but for case, white space and the punctuation around them."""
+    return normalise(final_answer(text)) == normalise(final_answer(reference))
+
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+
+
+def same_words(text: str, reference: str) -> bool:
+    """Whether the final answers are the same but for case, punctuation, articles and white space, as in SQuAD."""
+    return _bare_words(final_answer(text)) == _bare_words(final_answer(reference))
+
+
+def _bare_words(text: str) -> str:
+    letters = "".join(" " if category(one)[0] == "P" else one for one in normalize("NFKC", text).casefold())
+    return " ".join(_ARTICLES.sub(" ", letters).split())
+
+
+def label_of(text: str, labels: Sequence[str]) -> str | None:
+    """The label that an answer gives: its final answer, else the only one that it mentions; `None` without one.
+
+    Case does not count, and `billing_issue` may be written `billing issue`. Where one label contains another, the
+    longer one is mentioned alone.
+    """
+    by_key = {label_key(label): label for label in labels}
+    text = text[-LONGEST_LOOKED_AT:]
+    if (given := by_key.get(label_key(final_answer(text)))) is not None:
+        return given
+    mentioned = {label_key(match[0]) for match in _mention(tuple(by_key)).finditer(_spaced(text))}
+    return by_key.get(mentioned.pop()) if len(mentioned) == 1 else None
+
+
+def label_key(label: str) -> str:
+    """The form by which labels are compared."""
+    return normalise(_plain(_spaced(label)))
+
+
+def _spaced(text: str) -> str:
+    return text.replace("_", " ").replace("-", " ")
+
+
+@lru_cache(maxsize=16)
+def _mention(keys: tuple[str, ...]) -> re.Pattern[str]:
+    return phrase_pattern(keys)

@@ -77,6 +77,7 @@ def test_a_session_has_the_best_and_tells_of_the_others():
         "strategy": "best_of",
         "keys": ["k2", "k1", "k3"],
         "lineage": ["s1"],
+        "reference": 12,
         "pick": "longest",
         "replica": 1,
         "score": 3.0,
@@ -295,7 +296,9 @@ def test_a_task_that_no_answer_solves_is_a_failure_or_labelled():
     [
         ({}, "numeric"),
         ({"answer": " "}, "exact"),
-        ({"answer": True}, "exact"),
+        ({"answer": True}, "numeric"),
+        ({"reference": "Paris"}, "numeric"),
+        ({"reference": {"a": 1}}, "exact"),
         ({"answer": "("}, "regex"),
         ({"answer": "a" * 300}, "regex"),
         ({"answer": "(?=12)"}, "regex"),

@@ -49,9 +49,10 @@ def test_what_was_drawn_stands_in_the_tasks_meta():
     assert "kind" not in task.meta
 
 
-def test_an_attribute_called_kind_is_the_tasks_kind():
-    (task,) = answered(growth(attributes={"kind": ["code"]}), "TASK 1: Sort a list in Python.")
-    assert task.meta["kind"] == "code"
+@pytest.mark.parametrize("name", ["kind", "reference"])
+def test_an_attribute_called_kind_or_reference_is_the_tasks_own(name):
+    (task,) = answered(growth(attributes={name: ["code"]}), "TASK 1: Sort a list in Python.")
+    assert task.meta[name] == "code"
 
 
 def test_text_of_ones_own_has_its_slots_filled_once():

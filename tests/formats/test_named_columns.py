@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from distill.core.jsonl import read_jsonl, read_sessions
-from distill.errors import RecipeError
+from distill.errors import RecipeError, SeedsError
+from distill.formats.export import export
 from distill.formats.import_file import import_command
+from distill.formats.importers import load_tasks
 from distill.formats.named_columns import NamedColumns
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.runner import run_recipe
@@ -100,6 +102,44 @@ def test_a_recipe_names_columns_and_records_the_format(tmp_path, source):
     assert load_recipe(run).sources[0].format == "csv"
     with pytest.raises(RecipeError, match='no column "answr"'):
         load_recipe(file, overrides={f"sources.{source.get('from', 'rows')}.answer": "answr"})
+
+
+def test_a_reference_goes_from_a_column_to_the_held_out_rows_and_through_every_export(tmp_path):
+    lines = [f"Message {n}?,{('yes', 'no')[n % 2]},{('yes', 'no')[n % 3 % 2]}" for n in range(24)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,reply,label", *lines]))
+    source = {"path": "rows.csv", "prompt": "text", "answer": "reply", "reference": "label"}
+    curate = [{"filter": "verified", "labels": ["yes", "no"]}]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        yaml.safe_dump({"name": "r", "sources": [source], "curate": curate, "test": {"count": 4, "near": 1}})
+    )
+    run = run_recipe(file, run_dir=tmp_path / "run", stages=["collect", "curate"])
+    kept, test = read_sessions(run / "kept.jsonl"), read_sessions(run / "test.jsonl")
+    assert {one.messages[-1].content == one.meta["reference"] for one in kept} == {True}
+    assert {one.messages[-1].content == one.meta["reference"] for one in test} == {True, False}  # of all prompts
+    dropped = [
+        (one["reason"], one["threshold"]) for row in read_jsonl(run / "dropped.jsonl") for one in row["verdicts"]
+    ]
+    assert set(dropped) == {("wrong", "yes"), ("wrong", "no")}
+    for to, name in (("alpaca", "a.jsonl"), ("sharegpt", "s.jsonl"), ("parquet", "p.parquet")):
+        export(run, to=to, out=tmp_path / name)
+        imported(tmp_path / name, tmp_path / f"{name}.again", None)
+        again = read_sessions(tmp_path / f"{name}.again")
+        assert [one.meta["reference"] for one in again] == [one.meta["reference"] for one in kept]
+
+
+def test_a_reference_is_named_for_rows_of_a_known_format_and_for_tasks(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for column, value in (("answer", "3 and 4 are 7\n#### 7"), ("label", False)):
+        row = {"question": "3 + 4?", "answer": "7", column: value}
+        path.write_text(json.dumps(row))
+        imported(path, tmp_path / "out.jsonl", NamedColumns(reference=column), kind="tasks")
+        assert load_tasks(tmp_path / "out.jsonl")[0].meta["reference"] == value
+    path.write_text('{"instruction": "3 + 4?", "reference": 7, "checks": [{"kind": "numeric", "tolerance": 0.5}]}\n')
+    assert load_tasks(path)[0].meta == {"reference": 7, "checks": [{"kind": "numeric", "tolerance": 0.5}]}
+    path.write_text('{"instruction": "3 + 4?", "reference": 7, "checks": [{"kind": "numeric", "tolerance": -1}]}\n')
+    with pytest.raises(SeedsError, match=r"rows.jsonl:1: checks: tolerance -1; expected a number of 0 or more"):
+        load_tasks(path)
 
 
 def test_rows_of_other_names_say_how_to_name_their_columns(tmp_path):

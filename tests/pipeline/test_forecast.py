@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from distill.core.jsonl import write_rows
+from distill.errors import RecipeError
 from distill.pipeline.forecast import lines
 from distill.pipeline.parts import load_recipe
 from distill.types import Task
@@ -97,3 +98,50 @@ def test_without_a_teacher_nothing_is_asked_and_nothing_paid(tmp_path: Path) -> 
     told = forecast(tmp_path, teacher=None, sources=rows, curate=[], test=2, compare={}, **STUDENT)
     assert told[0] == "no teacher, judge or endpoint is asked: nothing is paid"
     assert "USD" not in "".join(told)
+
+
+LABELS = ["yes", "no"]
+PARTS = {
+    "collect": {"strategy": "best_of", "pick": "check", "labels": LABELS, "test": 4},
+    "curate": [{"filter": "verified", "labels": LABELS}],
+    "compare": {"metrics": [{"metric": "accuracy", "labels": LABELS}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("references", "part", "told"),
+    [
+        (["yes", None], "collect", "collect: 1 of 2 rows cannot be checked, the first line-00002: it has no reference"),
+        (
+            ["yse", "no"],
+            "curate",
+            'curate.verified: 1 of 2 rows cannot be checked, the first line-00001: the reference "yse"',
+        ),
+        ([None, None], "collect", "collect: 2 of 2 rows cannot be checked"),
+        (
+            [3, 4],
+            "compare",
+            "compare.metrics.accuracy: 2 of 2 rows cannot be checked, the first line-00001: the reference 3",
+        ),
+    ],
+)
+def test_references_that_no_check_can_take_are_said_before_a_model_is_asked(tmp_path, references, part, told):
+    rows = [{"instruction": f"Is {n} even?", **({"reference": one} if one else {})} for n, one in enumerate(references)]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections = {"collect": {"strategy": "answer"}, part: PARTS[part]}
+    sections["collect"] = {**sections["collect"], "tasks": "tasks.jsonl"}
+    if "2 of 2" in told:
+        with pytest.raises(RecipeError) as raised:
+            forecast(tmp_path, **STUDENT, **sections)
+        assert told in str(raised.value)
+    else:
+        assert [line for line in forecast(tmp_path, **STUDENT, **sections) if told in line]
+
+
+def test_the_samples_that_a_metric_needs_are_counted(tmp_path):
+    metric = {"metric": "accuracy", "samples": 4, "k": [1, 4]}
+    sections = {"collect": {"tasks": "tasks.txt", "test": 5}, **STUDENT, "compare": {"metrics": [metric]}}
+    told = [line for line in forecast(tmp_path, **sections) if line.startswith("compare")]
+    assert told[0].startswith("compare: at most 25 requests")  # again 5, samples 20
+    with pytest.raises(RecipeError, match=r"samples: at temperature 0 all samples are the same; set compare.sampling"):
+        forecast(tmp_path, **{**sections, "compare": {"metrics": [metric], "sampling": {"temperature": 0}}})

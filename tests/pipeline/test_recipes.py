@@ -30,11 +30,11 @@ ALLOWED = re.compile(
 
 
 def test_all_of_the_literature_is_there():
-    assert len(RECIPES) == 25
+    assert len(RECIPES) == 26
     assert {"self-instruct", "alpaca-7b", "vicuna-7b", "koala-13b", "gpt4all", "baize", "guanaco", "lima"} <= set(NAMES)
     assert {"wizardlm", "orca", "airoboros", "platypus", "goat", "instructgpt-sft", "llama2-chat-sft"} <= set(NAMES)
     assert {"zephyr-sft", "zephyr-dpo", "tulu3-dpo", "distil-soft", "on-policy"} <= set(NAMES)
-    assert {"opt-sft", "open-mix", "domain", "quickstart", "modern"} <= set(NAMES)
+    assert {"opt-sft", "open-mix", "domain", "classify", "quickstart", "modern"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)

@@ -11,9 +11,10 @@ import pytest
 
 from distill.compare.metrics.instruction_checks import KINDS
 from distill.compare.metrics.style import features
-from distill.text.answer_checks import CHECKS, final_answer, number, same_number, vote
+from distill.text.answer_checks import final_answer, number, same_number, vote
 from distill.text.echoes import is_echo, is_repeated, repeats_prompt
 from distill.text.judge_replies import GradeScale, read_grade
+from distill.text.references import CHECKS, Check
 from distill.text.refusals import refusing_phrase
 from distill.text.rouge_index import NoveltyIndex
 from distill.text.thinking import in_text
@@ -28,6 +29,7 @@ SIZE = 1_000_000
 PROMPT_LINES = ["Write a task that nobody has written before, please."] * 20
 
 
+LABELS = Check(labels=("a", "b", "(a*)*b"))
 CHECK = {"count": 3, "columns": 3, "rows": 3, "name": "q", "mark": "q", "keys": ["q"]}
 PATTERNS = ("sentences", "bullets", "numbered", "table", "sections", "parts", "bold", "json_keys", "quoted")
 """The checks of instructions that search a text by patterns, and what they need."""
@@ -79,7 +81,7 @@ FUNCTIONS: dict[str, Callable[[str], Any]] = {
     **{function.__name__: function for function in (final_answer, number, vote, comparable, word_count, in_text)},
     **{function.__name__: function for function in (harmless, normalise, visible, bare, is_no_input, refuses)},
     **{function.__name__: function for function in (strip_quotes, strip_wrappers, without_rulers, refusing_phrase)},
-    **{f"check {name}": lambda text, check=check: check(text, "(a*)*b") for name, check in CHECKS.items()},
+    **{f"check {name}": lambda text, check=check: check(text, "(a*)*b", LABELS) for name, check in CHECKS.items()},
     "same_number": lambda text: same_number(text, text),
     "is_echo": lambda text: is_echo(text, [moved(text)]),
     "is_repeated": lambda text: is_repeated(text, [moved(text)]),

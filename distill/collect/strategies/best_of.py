@@ -15,8 +15,9 @@ from pydantic import Field
 from distill.collect.sessions import ROLE, TurnOptions, opening, session
 from distill.core import assets
 from distill.errors import RecipeError
-from distill.recipe import Asks, SamplingOptions
-from distill.text.answer_checks import CHECKS, Checking, pattern_fault, vote
+from distill.recipe import Asks, CheckOptions, SamplingOptions
+from distill.text import references
+from distill.text.answer_checks import vote
 from distill.text.judge_replies import GradeScale, read_grade
 from distill.text.thinking import Handling, split_answer, split_thoughts
 from distill.text.tokens import harmless
@@ -71,14 +72,14 @@ class BestOf:
     in `meta.others` with their scores.
     """
 
-    class Options(TurnOptions):
+    class Options(TurnOptions, CheckOptions):
         """Options of `collect: {strategy: best_of}`."""
 
         samples: Annotated[int, Field(ge=2, le=64)] = 4
         """Answers sampled per task; the first is the one that the strategy `answer` would request."""
         pick: Literal["judge", "check", "longest", "majority"] = "judge"
         """`judge`: the best by the ratings of the role `judge`. `check`: the first that agrees with the task's
-        `meta.answer`. `longest`: the one with most words. `majority`: the first with the most frequent final answer
+        `reference`. `longest`: the one with most words. `majority`: the first with the most frequent final answer
         (self-consistency)."""
         judge: Literal["scores", "pairs"] = "scores"
         """`scores`: each sample is graded from 1 to 10, in one request. `pairs`: each two are compared in both orders,
@@ -86,9 +87,7 @@ class BestOf:
         must be able to judge: none of 96 replies of SmolLM2-135M-Instruct contained a verdict."""
         judge_sampling: SamplingOptions | None = None
         """Sampling of the judge; that of the section `judge`, else greedy with at most 256 tokens."""
-        check: Checking = "numeric"
-        """How an answer is compared with `meta.answer`: `numeric` and `exact` compare final answers, `contains`
-        searches the answer for the text, `regex` for the pattern (RE2's syntax). Nothing is executed."""
+
         unsolved: Literal["fail", "keep"] = "fail"
         """Result of a task without an answer that passes the check: a failure (set `collect.max_failed` to the share
         you expect), or a session with the label `check_failed`."""
@@ -117,8 +116,9 @@ class BestOf:
         A transient failure of a sample or of the judge fails the task; a later run replays the existing answers and
         requests the rest. Samples that fail permanently are left out.
         """
-        if self.options.pick == "check" and (fault := self._reference_fault(task)) is not None:
-            return fault
+        check = self.options.default_check
+        if self.options.pick == "check" and (fault := references.fault(task.meta, check)) is not None:
+            return Failure(key="", reason="no_reference", detail=fault, transient=False)
         prompt = opening(task, system=self.options.system, form=self.options.input, rng=rng)
         answers: Sequence[Answer] = yield tuple(
             Request(role=ROLE, messages=prompt, sampling=self.sampling, replica=number)
@@ -135,7 +135,7 @@ class BestOf:
             candidates, key=lambda each: (not each.truncated, each.score is not None, each.score or 0.0)
         )
         if self.options.pick == "check" and not best.score and self.options.unsolved == "fail":
-            detail = f"none of {len(candidates)} answers passes the check ({self.options.check})"
+            detail = f"none of {len(candidates)} answers agrees with the reference"
             return Failure(key=best.key, reason="check_failed", detail=detail, transient=False)
         others = [each for each in candidates if each is not best]
         return self._session(task, prompt, best, others, judgement)
@@ -169,19 +169,11 @@ class BestOf:
             ask = self._grade if self.options.judge == "scores" else self._compare
             return (yield from ask(question, texts))
         if self.options.pick == "check":
-            return Judgement([float(CHECKS[self.options.check](text, str(task.meta["answer"]))) for text in texts])
+            reference = references.read(task.meta, self.options.default_check)
+            return Judgement([float(reference is not None and reference.passes(text)) for text in texts])
         if self.options.pick == "majority":
             return Judgement(_shares(candidates))
         return Judgement([float(len(text.split())) for text in texts])
-
-    def _reference_fault(self, task: Task) -> Failure | None:
-        """Why a task cannot be checked; determined before any request is sent."""
-        reference, detail = task.meta.get("answer"), None
-        if not isinstance(reference, (str, int, float)) or isinstance(reference, bool) or not str(reference).strip():
-            detail = "the task has no meta.answer to check against"
-        elif self.options.check == "regex":
-            detail = pattern_fault(str(reference))
-        return Failure(key="", reason="no_reference", detail=detail, transient=False) if detail else None
 
     def _grade(self, question: str, texts: Sequence[str]) -> Flow[Judgement | Failure]:
         requests = [self._question("best_of_score", question=question, answer=text) for text in texts]

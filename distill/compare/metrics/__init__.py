@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from distill.recipe import BaseOptions
 from distill.types import Finish, Flow, Message, Model
 
 METRICS = {
+    "accuracy": "distill.compare.metrics.accuracy:Accuracy",
     "copied": "distill.compare.metrics.copied:Copied",
     "instructions": "distill.compare.metrics.instructions:Instructions",
     "diversity": "distill.compare.metrics.diversity:Diversity",
@@ -37,6 +38,8 @@ class ModelAnswer:
     """By the model's own tokenizer; `None` where not known."""
     earlier: tuple[str, ...] = ()
     """Its answers to the earlier turns, where the question has several."""
+    samples: tuple[str, ...] = ()
+    """Independent samples of the last answer, where a metric asks for them; of base and student it is the first."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -60,6 +63,8 @@ class Sample:
     """Index of the prompt."""
     checks: tuple[Mapping[str, Any], ...] = ()
     """The prompt's checkable instructions; see `distill.compare.metrics.instruction_checks`."""
+    solution: Mapping[str, Any] = field(default_factory=dict)
+    """What the prompt has of `reference`, the right answer, and `checks`; see `distill.text.references`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,8 @@ class Measure:
     """One or two sentences for the reader of the report: how it is computed and what it leaves out."""
     likeness: bool = False
     """Whether it measures similarity to the teacher's answers; such a measure leads the headline, before style."""
+    correctness: bool = False
+    """Whether it measures if answers are right; such a measure leads the headline before all others."""
 
 
 PAIR = "pair"
@@ -88,8 +95,9 @@ class TextMetric(Protocol):
     """A metric of texts alone.
 
     It may also have `prepare(folder, samples) -> None`, called once before scoring with the run folder and all samples,
-    for metrics that need all answers or the training rows; and `prompts() -> rows`, additional prompts that only this
-    metric scores.
+    for metrics that need all answers or the training rows; `prompts() -> rows`, additional prompts that only this
+    metric scores; `look(solutions) -> notes`, called before any model is asked; `tables(samples, seed)`, entries of
+    scores.json beside the measures; and `samples`, how many answers it needs of base, student and teacher.
     """
 
     scope: Literal["text"]

@@ -34,6 +34,7 @@ FILTERS = {
     "selection": "distill.curate.filters.selection:Selection",
     "semantic_duplicate": "distill.curate.filters.semantic_duplicate:SemanticDuplicate",
     "truncated": "distill.curate.filters.truncated:Truncated",
+    "verified": "distill.curate.filters.verified:Verified",
 }
 
 

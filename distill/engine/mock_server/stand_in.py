@@ -25,6 +25,9 @@ THINGS = (
 )
 QUALITIES = ("quiet", "useful", "old", "bright", "heavy", "simple", "rare", "round", "slow", "warm")
 
+_LABELS = re.compile(r"Answer with one word: ([\w, ]+) or (\w+)\.")
+"""A system message that names the labels to choose from."""
+
 Answers: TypeAlias = Callable[[str, random.Random], str]
 
 
@@ -32,7 +35,10 @@ def answer(body: Mapping[str, Any]) -> str:
     """The answer to a request in OpenAI's form; drawn from its question, its seed, its turn, and a model's own name."""
     prompt = question(body)
     name = "" if body.get("model") in (None, NAME) else f":{body['model']}"
-    chance = random.Random(f"{prompt}:{body.get('seed')}:{len(body.get('messages', ()))}{name}")
+    messages = body.get("messages", ())
+    chance = random.Random(f"{prompt}:{body.get('seed')}:{len(messages)}{name}")
+    if messages and (labels := _LABELS.search(str(messages[0]["content"]))):
+        return str(chance.choice([*labels[1].split(", "), labels[2]]))
     for mark, write in _FORMS:
         if re.search(mark, prompt, re.IGNORECASE | re.DOTALL):
             return write(prompt, chance)

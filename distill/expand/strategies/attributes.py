@@ -17,6 +17,8 @@ from distill.types import Completion, Failure, Flow, Task
 Name: TypeAlias = Annotated[str, Field(pattern=r"^\w+$")]
 COUNT = "count"
 """The template's slot for the number of tasks; no attribute may have this name."""
+OWN = ("kind", "reference")
+"""Attributes that are the task's own: by which teachers share tasks, and the right answer."""
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
@@ -31,7 +33,7 @@ class Attributes(PoolGrowth):
     """A sampler over lists: each request draws a value of every attribute and asks for matching tasks.
 
     The values are recorded in `meta.attributes`; that of an attribute `kind` is also the task's kind, by which several
-    teachers can share the tasks.
+    teachers can share the tasks, and that of `reference` the right answer to the task, such as its label.
     """
 
     class Options(PoolOptions):
@@ -87,7 +89,7 @@ class Attributes(PoolGrowth):
         if isinstance(answer, Failure):
             return []
         meta = pool.origin("attributes", k, answer, [f"{name}: {value}" for name, value in combination.items()])
-        meta |= {"attributes": combination, **({"kind": combination["kind"]} if "kind" in combination else {})}
+        meta |= {"attributes": combination, **{name: combination[name] for name in OWN if name in combination}}
         items = [item for _, item in pool.marked_items(pool.reply_text(answer))]
         return pool.candidates(k, items, meta, is_cut=answer.finish == "length")
 

@@ -8,12 +8,13 @@ from distill.errors import MissingPackage, RecipeError
 from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import Row, answer_text, compared, display_name, prompt_text
 from distill.run.scores import Comparison
+from distill.text import references
 
 SUFFIXES = (".json", ".eval")
 
 
 class InspectExporter:
-    """One file, .json or .eval: a sample per prompt, with the teacher's answer as its target."""
+    """One file, .json or .eval: a sample per prompt, with its reference, else the teacher's answer, as its target."""
 
     def export(self, job: ExportJob) -> ExportResult:
         """Write the prompts that the student answered. Raises `MissingPackage` without inspect-ai."""
@@ -79,7 +80,7 @@ def _sample(row: Row, scores: Comparison) -> Any:
         id=row["id"],
         epoch=1,
         input=prompt_text(row),
-        target=answer_text(row, "teacher") or "",
+        target=references.shown(row) or answer_text(row, "teacher") or "",
         output=ModelOutput.from_content(display_name(scores, "student"), text),
         scores={name: Score(value=value, answer=text) for name, value in values.items()},
         metadata={"category": row.get("category", "all"), "base": answer_text(row, "base") or ""},

@@ -10,6 +10,7 @@ from distill.core.files import to_json
 from distill.formats.exporters import ExportJob, ExportResult, Reshape, write_json_rows
 from distill.formats.preferences import pair_of
 from distill.formats.turns import irregularity, unlearnt_places
+from distill.text.references import carried
 from distill.types import Session
 
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
@@ -28,7 +29,7 @@ class JsonExporter:
 
 
 def _alpaca(session: Session) -> dict[str, Any] | str:
-    """One question and its answer; no system turn, further turn, id or meta."""
+    """One question and its answer, with its reference; no system turn, further turn, id or other meta."""
     messages = session.messages
     if (fault := irregularity(messages)) is not None:
         return fault
@@ -38,7 +39,8 @@ def _alpaca(session: Session) -> dict[str, Any] | str:
         return "several_turns"
     if unlearnt_places(session):
         return "unlearnt"
-    return {"instruction": messages[0].content, "input": "", "output": messages[1].content}
+    turns = {"instruction": messages[0].content, "input": "", "output": messages[1].content}
+    return {**turns, **carried(session.meta)}
 
 
 def _openai(session: Session) -> dict[str, Any] | str:
@@ -52,7 +54,7 @@ def _openai(session: Session) -> dict[str, Any] | str:
 
 
 def _sharegpt(session: Session) -> dict[str, Any] | str:
-    """Id and conversation, without meta; `cleaned` tells our importer that there is no HTML in it.
+    """Id, conversation and reference, no other meta; `cleaned` tells our importer that there is no HTML in it.
 
     An answer for context has axolotl's `train: false`.
     """
@@ -63,7 +65,7 @@ def _sharegpt(session: Session) -> dict[str, Any] | str:
         {"from": SPEAKERS[message.role], "value": message.content, **({"train": False} if place in unlearnt else {})}
         for place, message in enumerate(session.messages)
     ]
-    return {"id": session.id, "conversations": turns, "cleaned": True}
+    return {"id": session.id, "conversations": turns, "cleaned": True, **carried(session.meta)}
 
 
 def _pair(session: Session) -> dict[str, Any] | str:

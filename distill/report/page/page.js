@@ -315,7 +315,7 @@
     if (!answer) return list;
     const ending = { stop: "stopped", length: "cut", unknown: "end unknown" }[answer.finish] || String(answer.finish);
     list.append(badge(ending, `${ending} after ${answer.tokens ?? "?"} tokens`, answer.finish === "length"));
-    for (const name of ["rouge_l", "similarity", "nll_per_byte", "style_distance", "repetition", "instructions"]) {
+    for (const name of ["accuracy", "field_f1", "rouge_l", "similarity", "nll_per_byte", "style_distance", "repetition", "instructions"]) {
       const value = score(prompt, model, name);
       if (value !== undefined) list.append(badge(`${data.titles[name] || name} ${number(value)}`, name));
     }
@@ -387,6 +387,7 @@
     for (const turn of prompt.turns || []) {
       question.append(make("p", { class: "role" }, "then"), make("div", { class: "text", dir: "auto" }, turn));
     }
+    if (prompt.reference) question.append(make("p", { class: "rest" }, `Reference: ${prompt.reference}`));
     const vote = votes[prompt.id];
     if (view.blind && !vote) {
       const columns = sides(prompt).map((model, place) => column(prompt, model, ["Left", "Right"][place], true));
