@@ -30,7 +30,7 @@ from distill.run.remarks import stale, student_remark
 from distill.run.scores import Comparison, read_scores
 from distill.text.tokens import visible
 
-REVISION = 1
+REVISION = 2
 """To be raised with any change of what the stage writes for the same inputs and options, its templates included."""
 SECTIONS = {
     "scores.json": "headline and metrics",

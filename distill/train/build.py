@@ -25,13 +25,13 @@ from distill.train.dataset import Examples
 from distill.train.kernels import losses, router
 from distill.train.lora import adapter_in, adapter_of, load_weights, train_in_float32
 from distill.train.memory import fit
-from distill.train.objectives.sft import plain
+from distill.train.objectives.cross_entropy import plain
 from distill.train.packing import PackingPlan
 from distill.train.sft_trainer import Noise, recompute
 from distill.train.step_guard import GuardedTrainer
 
 if TYPE_CHECKING:
-    from distill.train.objectives.sft import Sft
+    from distill.train.objectives.cross_entropy import CrossEntropy
     from distill.train.options import TrainOptions
 
 
@@ -58,7 +58,7 @@ def build(
     callbacks: Sequence[TrainerCallback] = (),
     model: Any = None,
     room: float | None = None,
-    objective: Sft | None = None,
+    objective: CrossEntropy | None = None,
     start: Path | None = None,
 ) -> GuardedTrainer:
     """A trainer ready to train: the base in 4 bits or whole, trainable weights in float32, the step plan.
@@ -102,7 +102,7 @@ def build(
     return trainer
 
 
-def _require_suited(trainer: GuardedTrainer, objective: Sft) -> None:
+def _require_suited(trainer: GuardedTrainer, objective: CrossEntropy) -> None:
     """Raise `RecipeError` where the launcher divides what the objective needs whole."""
     if not objective.is_sharded and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise RecipeError(

@@ -27,7 +27,7 @@ from distill.train.kernels.router import RouterLoss
 from distill.train.packing import Layout, PackingPlan, passes
 
 if TYPE_CHECKING:
-    from distill.train.objectives.sft import Sft
+    from distill.train.objectives.cross_entropy import CrossEntropy
     from distill.train.self_check import SelfCheck
 
 _LAYOUT = "layout.json"
@@ -45,7 +45,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         self,
         examples: Examples,
         plan: PackingPlan,
-        objective: Sft,
+        objective: CrossEntropy,
         *,
         micro_tokens: int,
         say: Callable[[str], None],

@@ -241,7 +241,7 @@ def test_keys_that_an_upgrade_adds_or_removes_do_not_part_an_older_checkpoint_fr
     old = json_sha256([identity["rows"], identity["settings"]])
     for mark in folder.glob("checkpoints/*/distill.json"):
         mark.write_text(json.dumps({**json.loads(mark.read_text()), "identity": old}))
-    with pytest.raises(RunFolderError, match=r"train\.weight_decay 0\.0 → 0\.1"):
+    with pytest.raises(RunFolderError, match=r"train\.weight_decay 0 → 0\.1"):
         run(folder, tiny, options=WATCHED.model_copy(update={"weight_decay": 0.1}))
     _, lines = run(folder, tiny, options=WATCHED)
     assert lines[0] == "going on from step 4"

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from distill.core.hashing import json_sha256
 from distill.errors import DistillError
 from distill.recipe import BaseOptions, Recipe
-from distill.train.objectives.sft import Sft, sums
+from distill.train.objectives.cross_entropy import sums
+from distill.train.objectives.sft import Sft
 from distill.types import Pair, Session
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from distill.core.jsonl import append, rewrite, whole_rows
 from distill.core.weights import fingerprint
 from distill.errors import DistillError
 from distill.models.chat_template import Example
-from distill.train.objectives.sft import sums
+from distill.train.objectives.cross_entropy import sums
 from distill.train.packing import passes
 
 if TYPE_CHECKING:
