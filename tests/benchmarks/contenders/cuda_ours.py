@@ -69,7 +69,7 @@ LORA = {
 
 def _largest(trainer: Any, rows: Sequence[int]) -> int:
     """Tokens of a step's largest pass, padding included."""
-    passes = [[trainer._lengths[row] for row in group] for group in trainer._passes(rows) if group]
+    passes = [[trainer._tokens([row]) for row in group] for group in trainer._passes(rows) if group]
     return max(sum(lengths) if trainer.padding_free else len(lengths) * max(lengths) for lengths in passes)
 
 
