@@ -220,7 +220,8 @@ def _kept_layers(
     base: Path, settings: TrainSettings, examples: Examples, say: Callable[[str], None]
 ) -> list[int] | None:
     if settings.start is not None:
-        return read_base(settings.start)["layers"]  # type: ignore[no-any-return]
+        continued: list[int] | None = read_base(settings.start)["layers"]
+        return continued
     if settings.layers is None:
         return None
     total = layers_in(base)
