@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from distill.train.memory import Shape
 from distill.train.options import TrainOptions, TrainSettings
 from distill.types import Message, Session
@@ -92,6 +94,17 @@ def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1, earlier=None, ob
     if earlier is not None:
         trainer.use_kernels(earlier)
     return trainer
+
+
+def confident(model, folder) -> str:
+    """A copy of a model that is sure of itself: random weights alone give every token nearly the same probability."""
+    from distill.models import loading
+
+    shutil.copytree(model, folder)
+    copied = loading.load_causal(folder)
+    copied.get_input_embeddings().weight.data *= 12
+    copied.save_pretrained(folder)
+    return str(folder)
 
 
 def losses(folder) -> list[float]:

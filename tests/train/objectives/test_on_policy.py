@@ -80,15 +80,7 @@ def few_prompts():
 
 @pytest.fixture(scope="module")
 def teacher(tiny, tmp_path_factory):
-    """A model that is sure of itself: random weights alone give every token nearly the same probability."""
-    from distill.models import loading
-
-    folder = tmp_path_factory.mktemp("teacher") / "model"
-    shutil.copytree(tiny, folder)
-    model = loading.load_causal(folder)
-    model.get_input_embeddings().weight.data *= 12
-    model.save_pretrained(folder)
-    return str(folder)
+    return training.confident(tiny, tmp_path_factory.mktemp("teacher") / "model")
 
 
 def train(folder, tiny, teacher, *, sessions=training.SESSIONS, callbacks=(), options=None, **changes):
