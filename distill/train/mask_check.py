@@ -45,6 +45,12 @@ class MaskRow:
     unlearnt: frozenset[int] = frozenset()
     """Numbers of the messages, from 0, that are answers for context only."""
 
+    def encoded(self, template: str, tokenizer: Any, train_on: TrainOn) -> Example:
+        """The row in another template and tokenizer. Raises `DistillError` where that cannot render it."""
+        return chat_template.encode(
+            self.messages, template, tokenizer, truncated=self.truncated, train_on=train_on, unlearnt=self.unlearnt
+        )
+
 
 @dataclass(slots=True)
 class MaskReport:

@@ -61,14 +61,7 @@ class LiveTeacher:
     def read(self, row: MaskRow, train_on: chat_template.TrainOn) -> Reading | None:
         """A row in both templates; None where the teacher's cannot render it or gives its answers other tokens."""
         try:
-            theirs = chat_template.encode(
-                row.messages,
-                self._template,
-                self._tokenizer,
-                truncated=row.truncated,
-                train_on=train_on,
-                unlearnt=row.unlearnt,
-            )
+            theirs = row.encoded(self._template, self._tokenizer, train_on)
         except DistillError:
             return None
         swap = dict([self._ends, self._ends[::-1]])

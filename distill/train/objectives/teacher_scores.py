@@ -118,14 +118,7 @@ def scored(
 def _as_the_teacher_reads(row: MaskRow, teacher: Teacher, student: Student, tally: Tally) -> Example | None:
     """The row in the teacher's template and tokens; None where its answers cannot be matched."""
     try:
-        example = chat_template.encode(
-            row.messages,
-            teacher.template,
-            teacher.tokenizer,
-            truncated=row.truncated,
-            train_on=student.source.train_on,
-            unlearnt=row.unlearnt,
-        )
+        example = row.encoded(teacher.template, teacher.tokenizer, student.source.train_on)
     except DistillError:
         tally.lost["that the teacher's template cannot render"] += 1
         return None
